@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['HiddenDim', 'BatchSize', 'LearningRate', 'Dropout', 'WeightDecay', 'Seed', 'Epochs', 'Fraction', 'HISTORY',
            'EVAL_BATCH', 'ConfigError', 'config_error', 'Settings', 'TrainConfig', 'Task', 'make_task', 'generator',
-           'one_thread', 'BlockAdam', 'TrainResult', 'check_block', 'train']
+           'one_thread', 'BlockAdam', 'TrainResult', 'check_block', 'train', 'split_key', 'train_from_pipe']
 
 # %% ../nbs/05_training.ipynb #6a4cb7b0
-import ctypes, hashlib, json, math, sys, time
+import ctypes, hashlib, json, math, multiprocessing as mp, os, signal, sys, threading, time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Annotated, Literal
 
 import numpy as np
@@ -50,15 +51,11 @@ class Settings(BaseModel):
         except ValidationError as e: raise config_error(e, type(self).__name__) from None
 
 # %% ../nbs/05_training.ipynb #e977cb09
-def _whole(x):  # 2.0 is a whole number, True is not
-    if isinstance(x, bool): raise ValueError('must be a number')
-    return x
-
 HiddenDim = Annotated[int, Field(ge=1, le=4096)]
 BatchSize = Annotated[int, Field(ge=1, le=100_000)]
-LearningRate = Annotated[float, Field(gt=0, le=10)]
+LearningRate = Annotated[float, Field(gt=0)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-WeightDecay = Annotated[float, Field(ge=0, le=10), AfterValidator(lambda x: x + 0.0)]
+WeightDecay = Annotated[float, Field(ge=0), AfterValidator(lambda x: x + 0.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -270,3 +267,28 @@ def train(
             if all(block.errors): break
         results = _results(block, time.perf_counter() - start)
         return [results[order.index(k)] for k in range(len(configs))]
+
+# %% ../nbs/05_training.ipynb #87cbd46c
+def split_key(c: TrainConfig) -> tuple:
+    "Configurations with equal keys see the same split."
+    return (c.split, c.frac_train, c.frac_val, c.seed if c.split == 'random' else None)
+
+def _die_with_parent():
+    mp.parent_process().join()
+    os._exit(1)
+
+def train_from_pipe(
+    pipe: Connection,            # gives lists of configurations, None at the end; takes ('tick', epochs, best) and ('done', results)
+    tasks: dict[tuple, Task],    # by `split_key`
+    device: str,
+):
+    "Train the blocks that come through `pipe`, as the main function of a process."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    while (block := pipe.recv()) is not None:
+        last = [time.monotonic(), 0]  # time and epoch of the last tick
+        def tick(epoch, best, last=last):
+            if time.monotonic() - last[0] < 0.5: return
+            pipe.send(('tick', epoch - last[1], best))
+            last[:] = time.monotonic(), epoch
+        pipe.send(('done', train(block, tasks[split_key(block[0])], device, tick)))
