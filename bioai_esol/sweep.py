@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BeforeValidator, Field
 from tqdm.auto import tqdm
 
-from .data import BioaiError, Dataset, esol
+from .data import BioaiError, ConfigError, Dataset, Settings, esol
 from .features import pack_dataset
 from .tracking import (Store, Writer, connect, fail_run, lineage, runs_table, search, sqlite_path)
-from .training import (BatchSize, ConfigError, Dropout, Epochs, Fraction, HiddenDim, LearningRate, Seed, Settings, Task,
+from .training import (BatchSize, Dropout, Epochs, Fraction, HiddenDim, LearningRate, Seed, Task,
                                  TrainConfig, TrainResult, WeightDecay, make_task, split_key, train_from_pipe)
 
 # %% ../nbs/07_sweep.ipynb #ebca8227

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT_STORE', 'EXPERIMENT', 'LIBRARIES', 'StoreError', 'Store', 'store_uri', 'sqlite_path', 'connect',
            'code_version', 'machine', 'lineage', 'run_name', 'Writer', 'fail_run', 'typed_params', 'search',
-           'runs_table', 'newest_run_tag', 'histories', 'fetch_artifacts']
+           'runs_table', 'run_row', 'newest_run_tag', 'histories', 'fetch_artifacts']
 
 # %% ../nbs/06_tracking.ipynb #bfa97eb1
 import json, logging, os, platform, socket, subprocess, sys, tempfile, time, warnings
@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 
 os.environ.setdefault('GIT_PYTHON_REFRESH', 'quiet')
-for _name in ('mlflow', 'alembic'): logging.getLogger(_name).setLevel(logging.WARNING)  # table creation is no news
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
@@ -34,7 +33,10 @@ from .data import BioaiError, Dataset
 from .model import GCN, save_model
 from .training import Task, TrainConfig, TrainResult
 
-# %% ../nbs/06_tracking.ipynb #5755ad3b
+# %% ../nbs/06_tracking.ipynb #121d2328
+for _name in ('mlflow', 'alembic'): logging.getLogger(_name).setLevel(logging.WARNING)  # that tables are created is no news
+
+# %% ../nbs/06_tracking.ipynb #677af4af
 DEFAULT_STORE = 'sqlite:///mlflow.db'
 EXPERIMENT = 'esol_prediction'
 
@@ -56,7 +58,7 @@ def sqlite_path(uri: str) -> Path | None:
     "The file of an embedded store, None for any other."
     return Path(uri.removeprefix('sqlite:///')).absolute() if uri.startswith('sqlite:///') else None
 
-# %% ../nbs/06_tracking.ipynb #677af4af
+# %% ../nbs/06_tracking.ipynb #5f201a88
 def _check_reachable(uri: str, create: bool):
     "Raises `StoreError` when there is plainly nothing to talk to; MLflow itself would retry for minutes."
     if path := sqlite_path(uri):
@@ -68,7 +70,7 @@ def _check_reachable(uri: str, create: bool):
         except (URLError, OSError) as e:
             raise StoreError(f"cannot reach the tracking server {uri}: {getattr(e, 'reason', e)}; is it running?") from None
 
-# %% ../nbs/06_tracking.ipynb #5f201a88
+# %% ../nbs/06_tracking.ipynb #cb109108
 def connect(
     tracking_uri: str | None = None,  # see `store_uri`
     create: bool = False,             # make the database and the experiment where they are missing
@@ -88,7 +90,7 @@ def connect(
     except (MlflowException, SQLAlchemyError, OSError) as e:
         raise StoreError(f"cannot use the tracking store {uri}: {str(e).splitlines()[0]}") from e
 
-# %% ../nbs/06_tracking.ipynb #b22767f1
+# %% ../nbs/06_tracking.ipynb #bb53e384
 def _git(folder: Path, *args: str) -> str | None:
     try: done = subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True, timeout=30)
     except FileNotFoundError: return None  # git is not installed
@@ -105,7 +107,7 @@ def code_version(
     if not tracked: return {}
     return dict(code_version=commit, git_commit=commit, git_dirty=str(bool(_git(package, 'status', '--porcelain'))).lower())
 
-# %% ../nbs/06_tracking.ipynb #13bf5e53
+# %% ../nbs/06_tracking.ipynb #82a21f5b
 LIBRARIES = ('torch', 'torch-geometric', 'rdkit', 'numpy', 'pandas', 'mlflow')
 
 @cache
@@ -131,9 +133,10 @@ def lineage(
 ) -> dict[str, str]:
     "The tags that say where a run comes from."
     return dict(package_version=bioai_esol.__version__, dataset=task.dataset.name, dataset_version=task.dataset.version,
+                dataset_source=task.dataset.source, dataset_skipped=str(len(task.dataset.skipped)),
                 split_digest=task.split.digest, host=socket.gethostname(), **code_version(), **machine(device))
 
-# %% ../nbs/06_tracking.ipynb #572e8775
+# %% ../nbs/06_tracking.ipynb #6d89303f
 def run_name(config: TrainConfig) -> str:
     "A name a person recognises in a list of runs."
     return f"h{config.hidden_dim} b{config.batch_size} lr{config.lr:g} do{config.dropout:g} wd{config.weight_decay:g} s{config.seed}"
@@ -152,7 +155,7 @@ def _write_artifacts(folder: str, result: TrainResult, task: Task):
     rows = task.dataset.frame.iloc[task.split.test]
     rows.assign(predicted=result.test_predictions).to_csv(Path(folder) / 'test_predictions.csv', index_label='row')
 
-# %% ../nbs/06_tracking.ipynb #6d89303f
+# %% ../nbs/06_tracking.ipynb #0239a957
 @dataclass(frozen=True)
 class Writer:
     "Writes the runs of one sweep, or of one retraining."
@@ -185,7 +188,7 @@ def fail_run(store: Store, run_id: str, error: str, status: str = 'FAILED'):
     store.client.set_tag(run_id, 'error', error)
     store.client.set_terminated(run_id, status)
 
-# %% ../nbs/06_tracking.ipynb #0239a957
+# %% ../nbs/06_tracking.ipynb #ac1b63a2
 @cache
 def _mlflow_dataset(version: str, name: str, source: str, frame: '_Once') -> MlflowDataset:
     with warnings.catch_warnings():
@@ -203,7 +206,7 @@ def _dataset_input(dataset: Dataset) -> DatasetInput:
     entity = _mlflow_dataset(dataset.version, dataset.name, dataset.source, _Once(dataset.frame))
     return DatasetInput(entity, [InputTag('mlflow.data.context', 'training')])
 
-# %% ../nbs/06_tracking.ipynb #7a95bad5
+# %% ../nbs/06_tracking.ipynb #39aca98c
 def _row(run: Run) -> dict:
     info, data = run.info, run.data
     tags = {k: v for k, v in data.tags.items() if not k.startswith('mlflow.')}
@@ -231,12 +234,17 @@ def runs_table(
     "The runs of `run_tag` as a table."
     return pd.DataFrame([_row(r) for r in search(store, run_tag=run_tag, kind=kind)])
 
+def run_row(store: Store, run_id: str) -> dict:
+    "One run as a row of `runs_table`."
+    try: return _row(store.client.get_run(run_id))
+    except MlflowException as e: raise StoreError(f"no run {run_id} in {store.uri}: {str(e).splitlines()[0]}") from e
+
 def newest_run_tag(store: Store) -> str | None:
     "The run_tag of the sweep that was started last, None where there is none."
     sweeps = search(store, kind='sweep')
     return sweeps[-1].data.tags['run_tag'] if sweeps else None
 
-# %% ../nbs/06_tracking.ipynb #39aca98c
+# %% ../nbs/06_tracking.ipynb #6a39b1c0
 def histories(
     store: Store,
     run_ids: Sequence[str],

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HiddenDim', 'BatchSize', 'LearningRate', 'Dropout', 'WeightDecay', 'Seed', 'Epochs', 'Fraction', 'HISTORY',
-           'EVAL_BATCH', 'ConfigError', 'config_error', 'Settings', 'TrainConfig', 'Task', 'make_task', 'generator',
-           'one_thread', 'BlockAdam', 'TrainResult', 'check_block', 'train', 'split_key', 'train_from_pipe']
+           'EVAL_BATCH', 'TrainConfig', 'Task', 'make_task', 'generator', 'one_thread', 'BlockAdam', 'TrainResult',
+           'check_block', 'train', 'split_key', 'train_from_pipe']
 
 # %% ../nbs/05_training.ipynb #6a4cb7b0
 import ctypes, hashlib, json, math, multiprocessing as mp, os, signal, sys, threading, time
@@ -18,39 +18,16 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from .data import BioaiError, Dataset
+from .data import ConfigError, Dataset, Settings
 from .features import MolecularGraphs, cut, pack_dataset
 from .metrics import mae, r2, rmse
 from .model import GCN, draw_noise, dropout_groups, init_theta, predict_batch
 from .split import Split, random_split, scaffold_split
 
 # %% ../nbs/05_training.ipynb #6cf58af7
-class ConfigError(BioaiError, ValueError):
-    "A setting that does not exist or cannot have this value."
-
-def config_error(
-    e: ValidationError,
-    where: str,         # what was being read: `TrainConfig`, a file, the command line
-) -> ConfigError:
-    "pydantic's findings as one line that names each setting, its value and the accepted range."
-    def line(x):
-        name = '.'.join(str(part) for part in x['loc'] if not isinstance(part, int)) or where
-        if x['type'] == 'extra_forbidden': return f"unknown setting {name!r}"
-        message = x['msg'].removeprefix('Value error, ').replace('Input should', 'must').replace('Tuple should', 'must')
-        return f"{name}={x['input']!r}: {message}"
-    return ConfigError(f"{where}: " + '; '.join(dict.fromkeys(map(line, e.errors()))))
-
-class Settings(BaseModel):
-    "Frozen settings that refuse what they do not know."
-    model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
-    def __init__(self, **values):
-        try: super().__init__(**values)
-        except ValidationError as e: raise config_error(e, type(self).__name__) from None
-
-# %% ../nbs/05_training.ipynb #e977cb09
 HiddenDim = Annotated[int, Field(ge=1, le=4096)]
 BatchSize = Annotated[int, Field(ge=1, le=100_000)]
 LearningRate = Annotated[float, Field(gt=0)]
@@ -83,7 +60,7 @@ class TrainConfig(Settings):
         text = json.dumps(self.model_dump() | dict(dataset_version=dataset_version), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/05_training.ipynb #9070a987
+# %% ../nbs/05_training.ipynb #074f8534
 @dataclass(frozen=True)
 class Task:
     "A data set, packed and split: what every configuration of a block is trained on."
@@ -102,7 +79,7 @@ def make_task(
     else: split = scaffold_split(dataset.smiles, **fractions)
     return Task(dataset, graphs if graphs is not None else pack_dataset(dataset), split)
 
-# %% ../nbs/05_training.ipynb #b36744d1
+# %% ../nbs/05_training.ipynb #545fcb2f
 def generator(
     seed: int,
     purpose: str,  # `init`, `order` or `dropout`
@@ -130,7 +107,7 @@ def one_thread():
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/05_training.ipynb #ef316397
+# %% ../nbs/05_training.ipynb #46e8b7e1
 class BlockAdam:
     "Adam over the rows of `theta`, each with its own learning rate and weight decay."
     def __init__(self,
@@ -149,7 +126,7 @@ class BlockAdam:
             torch._fused_adam_(theta, [grad[k] for k in rows], m, v, [], steps, lr=lr, beta1=0.9, beta2=0.999,
                                weight_decay=weight_decay, eps=1e-8, amsgrad=False, maximize=False)
 
-# %% ../nbs/05_training.ipynb #24a45150
+# %% ../nbs/05_training.ipynb #7a6ecb9a
 HISTORY = ['train_loss', 'train_rmse', 'val_rmse', 'val_mae', 'val_r2', 'generalisation_gap']
 
 @dataclass(frozen=True)
@@ -166,7 +143,7 @@ class TrainResult:
     @property
     def ok(self) -> bool: return self.error is None
 
-# %% ../nbs/05_training.ipynb #58287b8f
+# %% ../nbs/05_training.ipynb #b2bc8ce5
 EVAL_BATCH = 64  # molecules a batch in evaluation: large enough to be cheap, small enough to stay in cache
 
 class _Block:
@@ -221,7 +198,7 @@ class _Block:
                 self.best[k] = (epoch, row)
                 self.best_theta[k] = self.theta.detach()[k]
 
-# %% ../nbs/05_training.ipynb #d4e8012e
+# %% ../nbs/05_training.ipynb #adf48677
 def _summary(block: _Block, k: int, test: np.ndarray) -> dict[str, float]:
     epoch, row = block.best[k]
     best = dict(zip(HISTORY, row))
@@ -241,7 +218,7 @@ def _results(block: _Block, seconds: float) -> list[TrainResult]:
                                test[k] if ok else np.empty(0), seconds / block.K, block.errors[k]))
     return out
 
-# %% ../nbs/05_training.ipynb #fdac8ed1
+# %% ../nbs/05_training.ipynb #d4e8012e
 def check_block(configs: Sequence[TrainConfig]):
     "Raises `ConfigError` when `configs` cannot share a block."
     if not configs: raise ConfigError('no configurations to train')
@@ -268,7 +245,7 @@ def train(
         results = _results(block, time.perf_counter() - start)
         return [results[order.index(k)] for k in range(len(configs))]
 
-# %% ../nbs/05_training.ipynb #87cbd46c
+# %% ../nbs/05_training.ipynb #50f736c2
 def split_key(c: TrainConfig) -> tuple:
     "Configurations with equal keys see the same split."
     return (c.split, c.frac_train, c.frac_val, c.seed if c.split == 'random' else None)
