@@ -68,7 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
         return p
     p = command('train', 'train one configuration', 'A sweep of one: it is logged, and continued or reused, like any other.')
     _settings(p, many=False); _data(p)
-    p = command('sweep', 'train every configuration of a grid', 'Give an axis as a list of values. Interrupted, the same command continues the sweep: finished runs are kept.')
+    p = command('sweep', 'train every configuration of a grid',
+                'Give an axis as a list of values. Interrupted, the same command continues the sweep: finished runs are kept.')
     p.add_argument('--grid', metavar='YAML', help='a file with the same settings (hidden_dim: [32, 64]); options win over it')
     p.add_argument('--fresh', action='store_true', help='start over under a new run tag')
     _settings(p, many=True); _data(p)
@@ -82,7 +83,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--reason', required=True, metavar='TEXT', help='why; it goes on record')
     p = command('status', 'list the registered versions')
     p.add_argument('--json', action='store_true', help='print the table as JSON')
-    p = command('predict', 'predict solubility with the champion', 'logS is log10 of the solubility in mol/L. A molecule that cannot be read gets its own error; the rest are predicted.')
+    p = command('predict', 'predict solubility with the champion',
+                'logS is log10 of the solubility in mol/L. A molecule that cannot be read gets its own error; the rest are predicted.')
     p.add_argument('smiles', nargs='*', metavar='SMILES', help='molecules')
     p.add_argument('--input', metavar='CSV', help='a table with a column smiles')
     p.add_argument('--output', metavar='CSV', help='write the table with the predictions here')

@@ -7,7 +7,7 @@ __all__ = ['MODEL', 'SIGNATURE', 'by_alias', 'dataset_of', 'machine_differences'
            'rollback', 'status']
 
 # %% ../nbs/10_registry.ipynb #8a786dd6
-import json, tempfile, time
+import tempfile, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .data import BioaiError, DataError, Dataset, esol, load_csv
 from .metrics import paired_rmse_difference
 from .policy import Choice, Decision, Policy, choose_candidate, promotion, registration, reproduction, rollback_decision
 from .tracking import LIBRARIES, Store, StoreError, Writer, connect, fetch_artifacts, lineage, newest_run_tag, run_row, runs_table
-from .training import Task, TrainConfig, make_task, train
+from .training import TrainConfig, make_task, train
 
 # %% ../nbs/10_registry.ipynb #1ace1abc
 MODEL = 'EsolPrediction'
@@ -98,9 +98,11 @@ def _log_pyfunc(store: Store, run_id: str):
         own = fetch_artifacts(store, run_id, Path(folder) / 'run')
         loader, out = Path(folder) / 'loader.py', Path(folder) / 'model'
         loader.write_text(_LOADER)
-        mlflow.pyfunc.save_model(out, python_model=str(loader), signature=SIGNATURE,
-                                 artifacts=dict(weights=str(own / 'weights.safetensors'), config=str(own / 'model.json')),
-                                 pip_requirements=[f'bioai-esol=={bioai_esol.__version__}'])
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'An input example was not provided', UserWarning)  # the signature is given
+            mlflow.pyfunc.save_model(out, python_model=str(loader), signature=SIGNATURE,
+                                     artifacts=dict(weights=str(own / 'weights.safetensors'), config=str(own / 'model.json')),
+                                     pip_requirements=[f'bioai-esol=={bioai_esol.__version__}'])
         store.client.log_artifacts(run_id, str(out), 'model')
 
 def register(

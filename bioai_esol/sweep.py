@@ -7,7 +7,7 @@ __all__ = ['BLOCK', 'Axis', 'cores', 'Grid', 'load_grid', 'blocks', 'SweepInterr
 
 # %% ../nbs/07_sweep.ipynb #6717a283
 import hashlib, itertools, multiprocessing as mp, os, tempfile, time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait

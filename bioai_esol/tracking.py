@@ -8,7 +8,7 @@ __all__ = ['DEFAULT_STORE', 'EXPERIMENT', 'LIBRARIES', 'StoreError', 'Store', 's
            'runs_table', 'run_row', 'newest_run_tag', 'histories', 'fetch_artifacts']
 
 # %% ../nbs/06_tracking.ipynb #bfa97eb1
-import json, logging, os, platform, socket, subprocess, sys, tempfile, time, warnings
+import logging, os, platform, socket, subprocess, tempfile, time, warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import pandas as pd
 import torch
 
-os.environ.setdefault('GIT_PYTHON_REFRESH', 'quiet')
+os.environ.setdefault('MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR', 'false')  # a bar for three small files hides ours
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType

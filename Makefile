@@ -1,0 +1,50 @@
+# Every target builds the environment in .venv/ when it is missing or older than the pins, and reuses it after that.
+PYTHON ?= python3.11
+BIN    := .venv/bin
+READY  := .venv/.ready
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help env run demo test check lab docs server bench
+
+help:            ## this list
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+
+$(READY): constraints.txt pyproject.toml
+	@echo "building the environment in .venv/ from constraints.txt: some minutes and about 2 GB, once"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+	@echo "environment ready"
+
+env: $(READY)    ## build .venv/ only
+
+run: $(READY)    ## the full sweep (162 runs × 200 epochs), a report, the candidate, the champion, one prediction
+	@$(BIN)/bioai-esol sweep
+	@$(BIN)/bioai-esol promote
+	@$(BIN)/bioai-esol predict CCO
+
+demo: $(READY)   ## the same on a small grid, in its own store demo/mlflow.db
+	@mkdir -p demo
+	@cd demo && ../$(BIN)/bioai-esol sweep --run-tag demo --hidden-dim 32,64 --lr 1e-2,3e-3 --batch-size 32 --dropout 0,0.2 --weight-decay 0 --epochs 40
+	@cd demo && ../$(BIN)/bioai-esol promote --run-tag demo
+	@cd demo && ../$(BIN)/bioai-esol predict CCO
+
+test: $(READY)   ## every notebook as a test, then tests/
+	@echo "notebooks"; $(BIN)/nbdev_test --skip_folder_re '^(analysis|[_.].*)$$' --n_workers 2 --do_print
+	@echo "tests/"; $(BIN)/pytest
+
+check: $(READY)  ## drift between notebooks, package and README; lint
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ./.ci/check
+
+lab: $(READY)    ## JupyterLab on the notebooks, with the store of `make run`
+	@MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} $(BIN)/jupyter lab nbs
+
+docs: $(READY)   ## the documentation site in _docs/, and README.md
+	@$(BIN)/python .ci/docs.py
+
+server: $(READY) ## an MLflow server on 127.0.0.1:5000 over mlflow.db
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts
+
+bench: $(READY)  ## the benchmarks, as tables
+	@$(BIN)/python benchmarks/sweep.py
