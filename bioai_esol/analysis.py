@@ -95,7 +95,8 @@ def plot_gap(
     ax: Axes = fig.subplots()
     sns.scatterplot(done, x='best_val_rmse', y='generalisation_gap', hue='hidden_dim', style='dropout', palette='viridis', s=42, ax=ax)
     ax.axhline(threshold, color='C3', lw=1.2, ls='--')
-    ax.annotate(f'threshold {threshold:g}', (1, threshold), xycoords=('axes fraction', 'data'), xytext=(-4, 4), textcoords='offset points', ha='right', color='C3')
+    ax.annotate(f'threshold {threshold:g}', (1, threshold), xycoords=('axes fraction', 'data'), xytext=(-4, 4),
+                textcoords='offset points', ha='right', color='C3')
     if chosen is not None:
         row = done[done.run_id == chosen].iloc[0]
         ax.scatter(row.best_val_rmse, row.generalisation_gap, s=220, facecolors='none', edgecolors='C3', lw=2, zorder=5)

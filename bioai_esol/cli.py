@@ -219,9 +219,9 @@ def main(
         if args.debug: raise
         print(f"bioai-esol {args.command}: {e}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         if args.debug: raise
-        print(f"bioai-esol {args.command}: interrupted", file=sys.stderr)
+        print(f"bioai-esol {args.command}: {e or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `bioai-esol status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'Axis', 'cores', 'Grid', 'load_grid', 'blocks', 'SweepInterrupted', 'SweepResult', 'run_sweep']
 
 # %% ../nbs/07_sweep.ipynb #6717a283
-import hashlib, itertools, multiprocessing as mp, os, tempfile, time
+import hashlib, itertools, multiprocessing as mp, os, signal, sys, tempfile, threading, time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,12 +118,17 @@ def _start_worker(tasks: dict[tuple, Task], device: str) -> _Worker:
     context = mp.get_context('spawn')
     ours, theirs = context.Pipe()
     process = context.Process(target=train_from_pipe, args=(theirs, tasks, device), daemon=True)
-    process.start()
+    # Ctrl-C reaches the whole process group; a child that starts with it ignored leaves the decision to its parent
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try: process.start()
+    finally:
+        if main: signal.signal(signal.SIGINT, before)
     theirs.close()
     return _Worker(process, ours)
 
 # %% ../nbs/07_sweep.ipynb #4f75dccd
-class SweepInterrupted(BioaiError):
+class SweepInterrupted(KeyboardInterrupt):
     "The sweep was stopped before its end; the same command continues it."
 
 @dataclass(frozen=True)
@@ -156,16 +161,17 @@ def _only_one(store: Store, run_tag: str):
     try: yield
     finally: lock.release()
 
+def _close_open(store: Store, run_tag: str):
+    "Close what still says RUNNING. Whoever calls this holds the lock of the sweep, so none of it is alive."
+    for kind in ('run', 'sweep'):
+        for run in search(store, run_tag=run_tag, kind=kind):
+            if run.info.status == 'RUNNING': fail_run(store, run.info.run_id, 'interrupted: the sweep ended before this run did', 'KILLED')
+
 def _finished(store: Store, run_tag: str) -> set[str]:
-    "Digests of configurations that need no training; runs left open by a dead sweep are closed."
-    done = set()
-    for run in search(store, run_tag=run_tag, kind='run'):
-        tags = run.data.tags
-        if run.info.status == 'RUNNING': fail_run(store, run.info.run_id, 'interrupted: the sweep ended before this run did', 'KILLED')
-        elif run.info.status == 'FINISHED' or tags.get('error', '').startswith('diverged'): done.add(tags['config_digest'])
-    for run in search(store, run_tag=run_tag, kind='sweep'):
-        if run.info.status == 'RUNNING': store.client.set_terminated(run.info.run_id, 'KILLED')
-    return done
+    "Digests of configurations that need no training."
+    runs = search(store, run_tag=run_tag, kind='run')
+    return {r.data.tags['config_digest'] for r in runs
+            if r.info.status == 'FINISHED' or r.data.tags.get('error', '').startswith('diverged')}
 
 def _fresh_tag(store: Store, run_tag: str) -> str:
     "`run_tag`, or the first of `run_tag-2`, `run_tag-3`, … that no run carries."
@@ -177,17 +183,18 @@ class _Progress:
     "Runs done and failed, the best val_rmse so far and the time left, in the terminal or the notebook."
     def __init__(self, configs: Sequence[TrainConfig], reused: int, best: float):
         self.done, self.failed, self.best, self.total = reused, 0, best, reused + len(configs)
-        self.bar = tqdm(total=round(sum(_cost([c]) for c in configs)), dynamic_ncols=True, mininterval=0.2, smoothing=0.05,
+        watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
+        self.bar = tqdm(total=round(sum(_cost([c]) for c in configs)), dynamic_ncols=True, mininterval=0.2 if watched else 30, smoothing=0.05,
                         bar_format='{l_bar}{bar}| {elapsed} < {remaining}{postfix}')
         self.show()
 
     def show(self):
         best = f"{self.best:.4f}" if self.best < float('inf') else '…'
-        self.bar.set_postfix_str(f"{self.done}/{self.total} runs, {self.failed} failed, best val_rmse {best}")
+        self.bar.set_postfix_str(f"{self.done}/{self.total} runs, {self.failed} failed, best val_rmse {best}", refresh=False)
 
     def advance(self, block: Sequence[TrainConfig], epochs: int, best: float):
         self.best = min(self.best, best)
-        self.bar.update(round(_cost(block) * epochs / block[0].epochs))
+        self.bar.update(min(round(_cost(block) * epochs / block[0].epochs), self.bar.total - self.bar.n))  # rounding must not overshoot
         self.show()
 
 # %% ../nbs/07_sweep.ipynb #77b97785
@@ -249,11 +256,8 @@ class _Sweep:
             for worker in [w for w in self.workers if w.pipe in ready]: self.hear(worker)
 
     def stop(self):
-        "Close what is open after an interruption."
-        for worker in self.workers:
-            worker.process.kill()
-            for config, run_id in zip(worker.block, worker.run_ids):
-                fail_run(self.writer(config).store, run_id, 'interrupted by the user', 'KILLED')
+        "End the workers that are still there, after an interruption or an error."
+        for worker in self.workers: worker.process.kill()
 
 # %% ../nbs/07_sweep.ipynb #cf5648a1
 def _device(name: str) -> str:
@@ -291,6 +295,7 @@ def run_sweep(
     if fresh: grid = Grid(**grid.model_dump() | dict(run_tag=_fresh_tag(store, grid.run_tag)))
     with _only_one(store, grid.run_tag):
         writers = _writers(store, dataset, configs := grid.configs(), grid, device)
+        _close_open(store, grid.run_tag)
         done = _finished(store, grid.run_tag)
         todo = [c for c in configs if c.digest(dataset.version) not in done]
         if todo: _train_all(store, grid, writers, todo, len(configs) - len(todo), device)
@@ -305,14 +310,13 @@ def _train_all(store: Store, grid: Grid, writers: dict[tuple, Writer], todo: lis
     parent = _open_sweep(next(iter(writers.values())), grid)
     writers = {key: Writer(w.store, w.task, w.tags, parent) for key, w in writers.items()}
     progress = _Progress(todo, reused, float('inf'))
-    sweep, status = _Sweep(blocks(todo, grid.workers), writers, device, progress), 'FAILED'
+    sweep = _Sweep(blocks(todo, grid.workers), writers, device, progress)
     try:
         sweep.run(grid.workers)
-        status = 'FINISHED'
+        store.client.set_terminated(parent, 'FINISHED')
     except KeyboardInterrupt:
-        status = 'KILLED'
         raise SweepInterrupted(f"interrupted after {progress.done} of {progress.total} runs; the same command continues the sweep") from None
     finally:
         progress.bar.close()
         sweep.stop()
-        store.client.set_terminated(parent, status)
+        _close_open(store, grid.run_tag)

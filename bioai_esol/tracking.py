@@ -210,8 +210,9 @@ def _dataset_input(dataset: Dataset) -> DatasetInput:
 def _row(run: Run) -> dict:
     info, data = run.info, run.data
     tags = {k: v for k, v in data.tags.items() if not k.startswith('mlflow.')}
+    params = dict(data.params) if tags.get('kind') == 'sweep' else typed_params(data.params)  # a sweep's are axes, not values
     return (dict(run_id=info.run_id, run_name=info.run_name, status=info.status, start_time=pd.Timestamp(info.start_time, unit='ms', tz='UTC'),
-                 parent=data.tags.get('mlflow.parentRunId')) | tags | typed_params(data.params) | dict(data.metrics))
+                 parent=data.tags.get('mlflow.parentRunId')) | tags | params | dict(data.metrics))
 
 def typed_params(params: dict[str, str]) -> dict:
     "Logged parameters with the types of `TrainConfig`; what is not one of its fields stays text."

@@ -8,7 +8,7 @@ __all__ = ['HiddenDim', 'BatchSize', 'LearningRate', 'Dropout', 'WeightDecay', '
            'check_block', 'train', 'split_key', 'train_from_pipe']
 
 # %% ../nbs/05_training.ipynb #6a4cb7b0
-import ctypes, hashlib, json, math, multiprocessing as mp, os, signal, sys, threading, time
+import ctypes, hashlib, json, math, multiprocessing as mp, os, sys, threading, time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -260,7 +260,6 @@ def train_from_pipe(
     device: str,
 ):
     "Train the blocks that come through `pipe`, as the main function of a process."
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while (block := pipe.recv()) is not None:
         last = [time.monotonic(), 0]  # time and epoch of the last tick

@@ -1,0 +1,111 @@
+"The two promises of the K axis, on ESOL itself."
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Batch as PyGBatch
+
+from bioai_esol.data import esol
+from bioai_esol.features import cut, featurise
+from bioai_esol.model import GCN, draw_noise, dropout_groups, from_pyg, init_theta, predict_batch, to_pyg
+from bioai_esol.training import TrainConfig, generator, make_task, one_thread, train
+
+CONFIGS = [TrainConfig(hidden_dim=32, batch_size=32, lr=lr, dropout=dropout, weight_decay=wd)
+           for lr, dropout, wd in [(1e-2, 0, 0), (1e-3, .2, 1e-4), (3e-3, .5, 0), (3e-3, 0, 1e-5), (1e-2, .5, 1e-4), (1e-3, .2, 0)]]
+
+
+@pytest.fixture(scope='module')
+def task():
+    return make_task(esol(), TrainConfig())
+
+
+def equal(a, b):
+    assert a.config == b.config and a.summary == b.summary and a.history.equals(b.history)
+    assert a.weights.keys() == b.weights.keys()
+    for name in a.weights:
+        assert torch.equal(a.weights[name], b.weights[name]), name
+    np.testing.assert_array_equal(a.test_predictions, b.test_predictions)
+
+
+@pytest.fixture(scope='module')
+def together(task):
+    return train(CONFIGS, task)
+
+
+def test_six_whole_trainings_alone_and_together(task, together):
+    "Promise 2, 200 epochs: every configuration alone (K = 1) equals itself in the block of six, bit for bit."
+    for config, result in zip(CONFIGS, together, strict=True):
+        assert len(result.history) == 200
+        equal(train([config], task)[0], result)
+
+
+def test_any_order_and_block_size(task, together):
+    order = [4, 1, 5, 0, 3, 2]
+    for rows in (order[:4], order[4:]):
+        for k, result in zip(rows, train([CONFIGS[k] for k in rows], task), strict=True):
+            equal(result, together[k])
+
+
+@pytest.mark.parametrize('hidden_dim', [32, 64, 128])
+@pytest.mark.parametrize('batch_size', [16, 32])
+def test_blocks_of_every_size_of_the_grid(task, hidden_dim, batch_size):
+    "Promise 2 at the shapes of the specification's grid: 27 together, 3 together, 1 alone."
+    configs = [TrainConfig(hidden_dim=hidden_dim, batch_size=batch_size, lr=lr, dropout=d, weight_decay=wd, epochs=1)
+               for lr in (1e-2, 1e-3, 3e-3) for d in (0, .2, .5) for wd in (0, 1e-5, 1e-4)]
+    block = train(configs, task)
+    for rows in ([0], [13], [26], [1, 12, 25]):
+        for k, result in zip(rows, train([configs[k] for k in rows], task), strict=True):
+            equal(result, block[k])
+
+
+def test_equals_pyg_over_a_training(task):
+    "Promise 1: forward and gradients equal `GCNConv`'s at every step of two epochs of a training with weight decay."
+    model, rows = GCN(64), torch.from_numpy(task.split.train)
+    graphs = [featurise(task.dataset.smiles[i]) for i in task.split.train]
+    theta = init_theta(model, generator(42, 'init'))[None].clone()
+    with one_thread():
+        adam = torch.optim.Adam([theta.requires_grad_()], lr=3e-3, weight_decay=1e-4)
+        for _ in range(2):
+            for i, batch in enumerate(cut(task.graphs, rows, 64)):
+                loss = ((predict_batch(model, theta, batch) - batch.y) ** 2).mean()
+                theta.grad, = torch.autograd.grad(loss, theta)
+                plain = to_pyg(model, theta[0].detach())
+                theirs = ((plain(PyGBatch.from_data_list(graphs[i * 64:(i + 1) * 64])) - batch.y) ** 2).mean()
+                theirs.backward()
+                np.testing.assert_allclose(loss.item(), theirs.item(), rtol=2e-5)
+                scale = float(theta.grad.abs().max())
+                np.testing.assert_allclose(theta.grad[0], from_pyg(model, plain, grad=True), rtol=1e-3, atol=2e-5 * scale)
+                adam.step()
+
+
+def test_dropout_has_the_right_rate_and_scale(task):
+    "With dropout the expected activation is unchanged: the mean over many draws approaches evaluation."
+    model = GCN(16)
+    batch = next(cut(task.graphs, torch.arange(64), 64))
+    theta, gen = init_theta(model, generator(0, 'init'))[None], generator(0, 'dropout')
+    groups = dropout_groups([0.5])
+    with torch.no_grad():
+        zeros = [float((predict_batch(model, theta, batch, draw_noise(model, batch, gen), groups)).mean()) for _ in range(400)]
+        plain = float(predict_batch(model, theta, batch).mean())
+    error = np.std(zeros) / 20
+    assert abs(np.mean(zeros) - plain) < 5 * error + 0.05 * abs(plain)
+
+
+def test_methane(task):
+    "One atom, no bonds: trained on, predicted, and nowhere a division by zero."
+    row = task.dataset.smiles.index('C')
+    batch = next(cut(task.graphs, torch.tensor([row]), 1))
+    assert batch.n_atoms == 1 and batch.adjacency.weight.tolist() == [1.0]
+    model = GCN(32)
+    theta = init_theta(model, generator(42, 'init'))[None].requires_grad_()
+    out = predict_batch(model, theta, batch)
+    out.sum().backward()
+    assert torch.isfinite(out).all() and torch.isfinite(theta.grad).all()
+
+
+def test_the_engine_runs_on_the_device_it_is_given():
+    "Every tensor of the network's forward pass is made where its inputs are: shapes on the `meta` device, which computes nothing."
+    from bioai_esol.features import pack
+    model = GCN(16)
+    batch = next(cut(pack(['CCO', 'C', 'c1ccccc1']), torch.arange(3), 3)).to('meta').tile(4)
+    out = predict_batch(model, torch.empty(4, model.n_params, device='meta'), batch)
+    assert out.shape == (4, 3) and out.device.type == 'meta'

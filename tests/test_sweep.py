@@ -1,0 +1,176 @@
+"A sweep that is killed, interrupted, given twice, or run twice at once."
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+
+import pytest
+from conftest import PROGRAM, SMALL
+
+from bioai_esol.data import BioaiError
+from bioai_esol.sweep import Grid, run_sweep
+from bioai_esol.tracking import connect, runs_table
+
+LONGER = [*SMALL, '--epochs', '40', '--run-tag', 'small', '--workers', '2']
+FIGURES = ['config_digest', 'best_val_rmse', 'best_epoch', 'test_rmse', 'val_r2', 'generalisation_gap']
+
+
+def start(folder):
+    return subprocess.Popen([PROGRAM, 'sweep', *LONGER], cwd=folder, start_new_session=True, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def statuses(folder):
+    "Runs by status, read past MLflow so that looking does not disturb."
+    try:
+        with sqlite3.connect(f'file:{folder}/mlflow.db?mode=ro', uri=True, timeout=1) as db:
+            rows = db.execute("select r.status, count(*) from runs r join tags t on t.run_uuid = r.run_uuid "
+                              "where t.key = 'kind' and t.value = 'run' group by r.status").fetchall()
+        return dict(rows)
+    except sqlite3.Error:
+        return {}
+
+
+def wait_until(folder, condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if condition(statuses(folder)):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f'never happened: {statuses(folder)}, exit {process.poll()}, {process.communicate()}')
+
+
+def descendants(pid):
+    out = subprocess.run(['ps', '-eo', 'pid=,ppid='], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in out.splitlines()]
+    found, frontier = [], [pid]
+    while frontier:
+        frontier = [child for child, parent in pairs if parent in frontier]
+        found += frontier
+    return found
+
+
+def alive(pid):
+    try:
+        with open(f'/proc/{pid}/stat') as f:
+            return f.read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('undisturbed')
+    grid = Grid(hidden_dim=(8, 16), lr=1e-2, batch_size=64, dropout=(0, .2), weight_decay=(0, 1e-4), epochs=40, run_tag='small', workers=1)
+    return run_sweep(grid, tracking_uri=f'sqlite:///{folder}/mlflow.db').runs.set_index('config_digest')[FIGURES[1:]].sort_index()
+
+
+def test_killed_three_times(tmp_path, undisturbed):
+    "SIGKILL at three moments: before anything is trained, in training, and with some runs finished and others open."
+    moments = [lambda s: sum(s.values()) >= 1, lambda s: s.get('RUNNING', 0) >= 6, lambda s: s.get('FINISHED', 0) >= 2]
+    for moment in moments:
+        process = start(tmp_path)
+        wait_until(tmp_path, moment, process)
+        children = descendants(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        finished_then = statuses(tmp_path).get('FINISHED', 0)
+        end = time.monotonic() + 20
+        while any(map(alive, children)) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not any(map(alive, children)), 'a worker outlived its sweep'
+    last = start(tmp_path)
+    out, err = last.communicate(timeout=200)
+    assert last.returncode == 0, err
+    assert f'{8 - finished_then} trained, {finished_then} finished before' in out
+    assert statuses(tmp_path)['FINISHED'] == 8 and 'RUNNING' not in statuses(tmp_path)
+    store = connect(f'sqlite:///{tmp_path}/mlflow.db')
+    runs = runs_table(store, 'small')
+    done = runs[runs.status == 'FINISHED']
+    assert done.config_digest.is_unique
+    assert done.set_index('config_digest')[FIGURES[1:]].sort_index().equals(undisturbed)  # bit for bit, with other blocks and workers
+    sweeps = runs_table(store, 'small', 'sweep')
+    assert sorted(sweeps.status.unique()) == ['FINISHED', 'KILLED']
+
+
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_politely(tmp_path, sig):
+    process = start(tmp_path)
+    wait_until(tmp_path, lambda s: s.get('RUNNING', 0) >= 4, process)
+    os.killpg(process.pid, sig) if sig == signal.SIGINT else os.kill(process.pid, sig)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert 'the same command continues the sweep' in err and 'Traceback' not in err
+    assert 'RUNNING' not in statuses(tmp_path)
+
+
+def test_two_sweeps_at_once_are_refused(tmp_path, program):
+    process = start(tmp_path)
+    wait_until(tmp_path, lambda s: s.get('RUNNING', 0) >= 1, process)
+    second = program('sweep', *LONGER)
+    assert second.returncode == 2 and "a sweep with the run tag 'small' is running" in second.stderr
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert statuses(tmp_path) == dict(FINISHED=8)
+
+
+def test_a_dying_worker_fails_its_runs_and_the_sweep_goes_on(tmp_path):
+    process = start(tmp_path)
+    wait_until(tmp_path, lambda s: s.get('RUNNING', 0) >= 8, process)
+    worker = next(p for p in descendants(process.pid) if b'spawn_main' in open(f'/proc/{p}/cmdline', 'rb').read())
+    os.kill(worker, signal.SIGKILL)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert 'the worker process ended with code -9' in out
+    counts = statuses(tmp_path)
+    assert counts['FAILED'] >= 1 and counts['FAILED'] + counts['FINISHED'] == 8
+    again = subprocess.run([PROGRAM, 'sweep', *LONGER], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0 and statuses(tmp_path)['FINISHED'] == 8
+
+
+def test_workers_and_order_do_not_matter(tmp_path, undisturbed):
+    grid = Grid(hidden_dim=(16, 8), lr=1e-2, batch_size=64, dropout=(.2, 0), weight_decay=(1e-4, 0), epochs=40, run_tag='other', workers=2)
+    runs = run_sweep(grid, tracking_uri=f'sqlite:///{tmp_path}/mlflow.db').runs
+    assert runs.set_index('config_digest')[FIGURES[1:]].sort_index().equals(undisturbed)
+
+
+def test_a_diverging_run_fails_alone_and_is_not_tried_again(tmp_path):
+    uri = f'sqlite:///{tmp_path}/mlflow.db'
+    grid = Grid(hidden_dim=8, lr=(1e-3, 1e12), batch_size=64, dropout=0, weight_decay=0, epochs=8, run_tag='wild', workers=1)
+    first = run_sweep(grid, tracking_uri=uri)
+    assert sorted(first.runs.status) == ['FAILED', 'FINISHED']
+    assert first.failed.error.iloc[0].startswith('diverged in epoch ')
+    again = run_sweep(grid, tracking_uri=uri)
+    assert (again.trained, again.reused, len(again.failed)) == (0, 2, 1)
+
+
+def test_what_a_run_holds(swept):
+    store = connect(f'sqlite:///{swept}/mlflow.db')
+    runs = runs_table(store, 'small')
+    assert len(runs) == 8 and set(runs.status) == {'FINISHED'} and runs.parent.nunique() == 1
+    for key in ('run_tag', 'model', 'dataset', 'split', 'config_digest', 'package_version', 'dataset_version', 'split_digest',
+                'processor', 'threads', 'version.torch', 'seed', 'hidden_dim'):
+        assert runs[key].notna().all(), key
+    run = store.client.get_run(runs.run_id[0])
+    assert not any('{' in v for v in run.data.params.values())
+    assert run.inputs.dataset_inputs[0].dataset.name == 'esol'
+    assert {a.path for a in store.client.list_artifacts(run.info.run_id)} == {'weights.safetensors', 'model.json', 'test_predictions.csv'}
+    for key in ('train_loss', 'train_rmse', 'val_rmse', 'val_mae', 'val_r2', 'generalisation_gap'):
+        assert [m.step for m in store.client.get_metric_history(run.info.run_id, key)] == list(range(1, 7)), key
+
+
+def test_own_table(tmp_path):
+    from bioai_esol.data import load_csv, load_esol
+    load_esol().head(120)[['smiles', 'log_solubility']].to_csv(tmp_path / 'mine.csv', index=False)
+    uri = f'sqlite:///{tmp_path}/mlflow.db'
+    grid = Grid(hidden_dim=8, lr=1e-2, batch_size=32, dropout=0, weight_decay=0, epochs=3, workers=1)
+    on_mine = run_sweep(grid, load_csv(tmp_path / 'mine.csv'), uri)
+    on_esol = run_sweep(grid, tracking_uri=uri)  # same tag, other data: another configuration
+    assert on_mine.runs.dataset.tolist() == ['mine'] and on_esol.runs.dataset.tolist() == ['esol']
+    assert on_esol.trained == 1
+
+
+def test_the_store_must_be_usable(tmp_path):
+    with pytest.raises(BioaiError, match='does not exist'):
+        run_sweep(Grid(), tracking_uri=f'sqlite:///{tmp_path}/none/mlflow.db')
