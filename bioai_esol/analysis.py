@@ -10,6 +10,7 @@ __all__ = ['AXES', 'finished', 'leaderboard', 'effect', 'effects', 'plot_effects
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -19,6 +20,12 @@ from matplotlib.figure import Figure
 from .metrics import Interval
 
 # %% ../nbs/08_analysis.ipynb #02f39a83
+def _figure(width: float, height: float) -> Figure:
+    "A figure of its own: pyplot shows it in a notebook but does not keep it."
+    fig = plt.figure(figsize=(width, height), layout='constrained')
+    plt.close(fig)
+    return fig
+
 AXES = ('hidden_dim', 'lr', 'batch_size', 'dropout', 'weight_decay')
 
 def finished(
@@ -72,11 +79,11 @@ def plot_effects(
     "One panel an axis: every run as a dot, the mean of each value with its 95 % interval."
     table, done = effects(runs, metric), finished(runs)
     axes = list(dict.fromkeys(table.axis))
-    fig = Figure(figsize=(2.6 * max(len(axes), 1), 3.1), layout='constrained')
+    fig = _figure(2.6 * max(len(axes), 1), 3.1)
     panels = fig.subplots(1, max(len(axes), 1), sharey=True, squeeze=False)[0]
     for ax, axis in zip(panels, axes):
         part = table[table.axis == axis]
-        sns.stripplot(done, x=axis, y=metric, ax=ax, color='0.7', size=3, order=part.value.tolist(), jitter=0.22, zorder=1)
+        sns.stripplot(done, x=axis, y=metric, ax=ax, color='0.7', size=3, order=sorted(done[axis].unique()), jitter=0.22, zorder=1)
         ax.errorbar(range(len(part)), part['mean'], [part['mean'] - part.low, part.high - part['mean']], fmt='o', color='C0', ms=6, lw=2, capsize=3, zorder=3)
         ax.set_xticks(range(len(part)), [f'{v:g}' for v in part.value])
         ax.set(xlabel=axis, ylabel=f'{metric} (log10 units)' if ax is panels[0] else '')
@@ -91,7 +98,7 @@ def plot_gap(
 ) -> Figure:
     "Final generalisation gap against best_val_rmse, with the policy's threshold."
     done = finished(runs)
-    fig = Figure(figsize=(6.4, 4), layout='constrained')
+    fig = _figure(6.4, 4)
     ax: Axes = fig.subplots()
     sns.scatterplot(done, x='best_val_rmse', y='generalisation_gap', hue='hidden_dim', style='dropout', palette='viridis', s=42, ax=ax)
     ax.axhline(threshold, color='C3', lw=1.2, ls='--')
@@ -112,7 +119,7 @@ def plot_histories(
     names: dict[str, str],     # run_id to what the legend says
 ) -> Figure:
     "Training (dashed) and validation RMSE by epoch for a few runs; a dot marks the best epoch."
-    fig = Figure(figsize=(7, 3.6), layout='constrained')
+    fig = _figure(7, 3.6)
     ax = fig.subplots()
     for i, (run_id, name) in enumerate(names.items()):
         h = histories[histories.run_id == run_id]
@@ -132,7 +139,7 @@ def plot_predictions(
     title: str = '',
 ) -> Figure:
     "Predicted against measured log solubility."
-    fig = Figure(figsize=(4, 4), layout='constrained')
+    fig = _figure(4, 4)
     ax = fig.subplots()
     ax.scatter(predictions.log_solubility, predictions.predicted, s=16, alpha=.7)
     both = predictions[['log_solubility', 'predicted']].to_numpy()

@@ -99,7 +99,7 @@ def _log_pyfunc(store: Store, run_id: str):
         loader, out = Path(folder) / 'loader.py', Path(folder) / 'model'
         loader.write_text(_LOADER)
         with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'An input example was not provided', UserWarning)  # the signature is given
+            warnings.filterwarnings('ignore', '.*An input example was not provided', UserWarning)  # the signature is given
             mlflow.pyfunc.save_model(out, python_model=str(loader), signature=SIGNATURE,
                                      artifacts=dict(weights=str(own / 'weights.safetensors'), config=str(own / 'model.json')),
                                      pip_requirements=[f'bioai-esol=={bioai_esol.__version__}'])

@@ -87,7 +87,7 @@ def test_an_unreachable_store_is_not_a_missing_champion(uri, tmp_path):
     assert by_alias(store, 'champion') is None
     import sqlite3
     with sqlite3.connect(tmp_path / 'mlflow.db') as db:
-        db.execute('alter table registered_model_aliases rename to gone')
+        db.execute('alter table registered_models rename to gone')
     with pytest.raises(StoreError, match='cannot ask'):
         by_alias(store, 'champion')
     with pytest.raises(BioaiError):

@@ -1,0 +1,161 @@
+"The program from outside: what it prints, writes and returns."
+import csv
+import json
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+from conftest import PROGRAM, ROOT
+
+EASY = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--allow-dirty']
+
+
+@pytest.fixture(scope='module')
+def crowned(swept, tmp_path_factory):
+    "A working directory with a champion."
+    folder = tmp_path_factory.mktemp('crowned')
+    subprocess.run([PROGRAM, 'sweep', '--hidden-dim', '16', '--lr', '1e-2', '--batch-size', '64', '--dropout', '0', '--weight-decay', '0',
+                    '--epochs', '4', '--run-tag', 'tiny'], cwd=folder, check=True, capture_output=True, timeout=200)
+    done = subprocess.run([PROGRAM, 'promote', *EASY, '--json'], cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome['approved'] and outcome['champion'] == '1' and outcome['decisions'][0]['note'] == 'bit for bit'
+    return folder
+
+
+def one_line(done, status, *words):
+    assert done.returncode == status, (done.stdout, done.stderr)
+    assert 'Traceback' not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def test_help_is_quick_and_names_the_commands(program):
+    start = time.perf_counter()
+    done = program('--help')
+    assert done.returncode == 0 and time.perf_counter() - start < 5  # its limit is one second; loaded machines get room
+    for word in ('sweep', 'promote', 'rollback', 'status', 'predict', 'train', 'Exit status'):
+        assert word in done.stdout
+    for command in ('train', 'sweep', 'promote', 'rollback', 'status', 'predict'):
+        assert program(command, '--help').returncode == 0
+
+
+@pytest.mark.parametrize('args, words', [
+    (['sweep', '--dropout', '0,1.5'], ["dropout='1.5'", 'less than 1']),
+    (['sweep', '--lr', 'fast'], ["lr='fast'"]),
+    (['sweep', '--hidden-dim', ''], ['hidden_dim']),
+    (['sweep', '--grid', 'absent.yaml'], ['cannot read absent.yaml']),
+    (['sweep', '--data', 'absent.csv'], ['cannot read absent.csv']),
+    (['sweep', '--workers', '0'], ["workers='0'"]),
+    (['train', '--lr', '1e-2,1e-3'], ['one value']),
+    (['promote', '--gap-threshold', '-1'], ["gap_threshold='-1'", 'greater than 0']),
+    (['promote'], ['no tracking store', "run 'bioai-esol sweep' first"]),
+    (['predict'], ['give molecules']),
+    (['predict', 'CCO'], ['no tracking store']),
+    (['status', '--tracking-uri', 'http://127.0.0.1:9'], ['cannot reach the tracking server']),
+    (['rollback'], ['--reason']),
+    (['frobnicate'], ['invalid choice']),
+])
+def test_wrong_use_is_one_clear_line(program, tmp_path, args, words):
+    one_line(program(*args), 2, *words)
+    assert not (tmp_path / 'mlflow.db').exists()  # nothing half done
+
+
+def test_debug_shows_the_traceback(program):
+    done = program('sweep', '--lr', 'fast', '--debug')
+    assert done.returncode != 0 and 'Traceback' in done.stderr
+
+
+def test_train_is_a_sweep_of_one(program):
+    args = ['train', '--hidden-dim', '8', '--batch-size', '64', '--epochs', '2']
+    first = program(*args)
+    assert first.returncode == 0 and '1 trained, 0 finished before' in first.stdout, first.stderr
+    assert '0 trained, 1 finished before' in program(*args).stdout
+
+
+def test_yaml_and_options_are_the_same_thing(program, tmp_path):
+    (tmp_path / 'grid.yaml').write_text('hidden_dim: [8]\nlr: 1e-2\nbatch_size: 64\ndropout: 0\nweight_decay: [0, 1e-4]\nepochs: 2\nrun_tag: same\nworkers: 1\n')
+    first = program('sweep', '--grid', 'grid.yaml')
+    assert '2 trained' in first.stdout, first.stderr
+    options = ['--hidden-dim', '8', '--lr', '0.01', '--batch-size', '64', '--dropout', '0', '--weight-decay', '0,0.0001', '--epochs', '2']
+    assert '0 trained, 2 finished before' in program('sweep', *options, '--run-tag', 'same', '--workers', '2').stdout
+    assert "run tag 'same-2'" in program('sweep', '--grid', 'grid.yaml', '--fresh').stdout
+
+
+def test_bad_rows_stop_the_run_unless_skipped(program, tmp_path):
+    from bioai_esol.data import load_esol
+    table = load_esol().head(100)[['smiles', 'log_solubility']].astype(str)
+    table.loc[3, 'smiles'], table.loc[7, 'log_solubility'] = 'C1CC', 'nan'
+    table.to_csv(tmp_path / 'mine.csv', index=False)
+    args = ['train', '--data', 'mine.csv', '--hidden-dim', '8', '--epochs', '2']
+    one_line(program(*args), 2, 'mine.csv line 5', 'mine.csv line 9', '2 of 100 rows', '--skip-bad-rows')
+    done = program(*args, '--skip-bad-rows')
+    assert done.returncode == 0 and '2 rows left out' in done.stdout and 'line 5' in done.stdout
+    promoted = program('promote', *EASY)
+    assert promoted.returncode == 0, (promoted.stdout, promoted.stderr)
+
+
+def test_predict_in_another_process(program, crowned, tmp_path):
+    done = program('predict', 'CCO', cwd=crowned)
+    assert done.returncode == 0 and 'CCO' in done.stdout
+    rows = json.loads(program('predict', 'CCO', 'C1CC', 'C', '--json', cwd=crowned).stdout)
+    assert [r['error'] == '' for r in rows] == [True, False, True]
+    assert rows[1]['log_solubility'] is None and rows[0]['model_version'] == '1'
+    assert rows[0]['solubility_mol_per_l'] == pytest.approx(10 ** rows[0]['log_solubility'])
+    (tmp_path / 'in.csv').write_text('id,smiles\n1,CCO\n2,nonsense(\n3,C\n')
+    done = program('predict', '--input', tmp_path / 'in.csv', '--output', tmp_path / 'out.csv', cwd=crowned)
+    assert done.returncode == 0 and '3 molecules, 1 with an error' in done.stdout
+    with open(tmp_path / 'out.csv', newline='') as f:
+        table = list(csv.DictReader(f))
+    assert [r['id'] for r in table] == ['1', '2', '3']
+    assert float(table[0]['log_solubility']) == pytest.approx(rows[0]['log_solubility'])
+    assert 'nonsense(' in table[1]['error'] and not table[1]['log_solubility']
+    one_line(program('predict', '--input', tmp_path / 'absent.csv', cwd=crowned), 2, 'absent.csv')
+    (tmp_path / 'wrong.csv').write_text('molecule\nCCO\n')
+    one_line(program('predict', '--input', tmp_path / 'wrong.csv', cwd=crowned), 2, "no column 'smiles'")
+
+
+def test_status_and_rollback(program, crowned):
+    [row] = json.loads(program('status', '--json', cwd=crowned).stdout)
+    assert (row['version'], row['alias'], row['status'], row['failure_reason']) == ('1', 'champion', 'champion', '')
+    done = program('rollback', '--reason', 'drift', cwd=crowned)
+    assert done.returncode == 1 and 'no earlier champion' in done.stdout
+
+
+def test_promote_says_no_with_status_1_and_the_way_out(program, crowned):
+    done = program('promote', '--gap-threshold', '1e-9', '--r2-tolerance', '0', '--dry-run', '--json', cwd=crowned)
+    outcome = json.loads(done.stdout)
+    assert done.returncode == (0 if outcome['approved'] else 1)
+    if outcome['smallest_gap_threshold'] is not None:
+        again = program('promote', '--gap-threshold', outcome['smallest_gap_threshold'], '--dry-run', '--allow-dirty', cwd=crowned)
+        assert 'no candidate' not in again.stdout
+    again = program('promote', *EASY, cwd=crowned)
+    assert again.returncode == 0 and 'is the champion already' in again.stdout
+
+
+def test_a_dry_run_changes_nothing(program, swept, tmp_path):
+    shutil.copytree(swept, tmp_path / 'copy')
+    def runs():
+        import sqlite3
+        with sqlite3.connect(tmp_path / 'copy/mlflow.db') as db:
+            return [db.execute(f'select count(*) from {t}').fetchone() for t in ('runs', 'tags', 'registered_models', 'model_versions')]
+    before = runs()
+    program('promote', '--dry-run', *EASY, cwd=tmp_path / 'copy')
+    assert runs() == before
+
+
+def test_the_analysis_notebook_runs_on_a_small_sweep(swept, tmp_path):
+    "From the runs to the promotion, on a real kernel."
+    import nbformat
+    from nbclient import NotebookClient
+    shutil.copytree(swept, tmp_path / 'copy')
+    os.environ['MLFLOW_TRACKING_URI'] = f"sqlite:///{tmp_path / 'copy'}/mlflow.db"
+    try:
+        notebook = nbformat.read(ROOT / 'nbs/analysis/choose_a_run.ipynb', as_version=4)
+        NotebookClient(notebook, timeout=200, kernel_name='python3').execute()
+    finally:
+        del os.environ['MLFLOW_TRACKING_URI']
+    outputs = [o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs]
+    assert sum('image/png' in o.get('data', {}) for o in outputs) >= 3
