@@ -5,7 +5,7 @@ READY  := .venv/.ready
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help env run demo test check lab docs server bench
+.PHONY: help env run demo test check lab docs server
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -46,5 +46,4 @@ docs: $(READY)   ## the documentation site in _docs/, and README.md
 server: $(READY) ## an MLflow server on 127.0.0.1:5000 over mlflow.db
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts
 
-bench: $(READY)  ## the benchmarks, as tables
-	@$(BIN)/python benchmarks/sweep.py
+

@@ -107,7 +107,8 @@ def plot_gap(
     if chosen is not None:
         row = done[done.run_id == chosen].iloc[0]
         ax.scatter(row.best_val_rmse, row.generalisation_gap, s=220, facecolors='none', edgecolors='C3', lw=2, zorder=5)
-        ax.annotate('chosen', (row.best_val_rmse, row.generalisation_gap), xytext=(12, -4), textcoords='offset points', color='C3', weight='bold')
+        ax.annotate('chosen', (row.best_val_rmse, row.generalisation_gap), xytext=(0, -22), textcoords='offset points',
+                    ha='center', color='C3', weight='bold')
     ax.set(xlabel='best_val_rmse (log10 units)', ylabel='final generalisation_gap (log10 units)')
     ax.legend(frameon=False, fontsize='small', loc='upper left', bbox_to_anchor=(1, 1))
     ax.spines[['top', 'right']].set_visible(False)

@@ -8,22 +8,20 @@ __all__ = ['N_FEATURES', 'featurise', 'Sparse', 'Batch', 'MolecularGraphs', 'pac
 # %% ../nbs/02_features.ipynb #f918c1ba
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .data import DataError, Dataset, parse_smiles
 
-if TYPE_CHECKING: from torch_geometric.data import Data
 
 # %% ../nbs/02_features.ipynb #cf3c2270
 N_FEATURES = 9  # integers an atom, as in PyG's MoleculeNet
 
 def featurise(
     smiles: str,  # one molecule
-) -> 'Data':      # `x` (n_atoms, 9) int64, `edge_index` (2, 2·n_bonds) int64
-    "The graph of one molecule; raises `DataError` when it cannot be read."
+):
+    "The `torch_geometric.data.Data` of one molecule: `x` (n_atoms, 9) int64, `edge_index` (2, 2·n_bonds) int64; raises `DataError`."
     from torch_geometric.utils import from_smiles  # seconds to import, and a worker process that trains never needs it
     parse_smiles(smiles)
     return from_smiles(smiles.strip())

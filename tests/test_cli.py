@@ -76,7 +76,8 @@ def test_train_is_a_sweep_of_one(program):
 
 
 def test_yaml_and_options_are_the_same_thing(program, tmp_path):
-    (tmp_path / 'grid.yaml').write_text('hidden_dim: [8]\nlr: 1e-2\nbatch_size: 64\ndropout: 0\nweight_decay: [0, 1e-4]\nepochs: 2\nrun_tag: same\nworkers: 1\n')
+    (tmp_path / 'grid.yaml').write_text('hidden_dim: [8]\nlr: 1e-2\n'
+                                        'batch_size: 64\ndropout: 0\nweight_decay: [0, 1e-4]\nepochs: 2\nrun_tag: same\nworkers: 1\n')
     first = program('sweep', '--grid', 'grid.yaml')
     assert '2 trained' in first.stdout, first.stderr
     options = ['--hidden-dim', '8', '--lr', '0.01', '--batch-size', '64', '--dropout', '0', '--weight-decay', '0,0.0001', '--epochs', '2']

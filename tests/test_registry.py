@@ -125,9 +125,9 @@ def test_the_champion_in_other_processes(tmp_path):
     sweep(uri, 'a', 5)
     assert promote('a', EASY, uri, allow_dirty=True).approved
     here = load_champion(uri).predict(['CCO', 'c1ccccc1', 'C'])
-    code = ("import mlflow, pandas as pd, json; mlflow.set_tracking_uri({!r}); "
+    code = (f"import mlflow, pandas as pd, json; mlflow.set_tracking_uri({uri!r}); "
             "m = mlflow.pyfunc.load_model('models:/EsolPrediction@champion'); "
-            "print(json.dumps(m.predict(pd.DataFrame(dict(smiles=['CCO', 'c1ccccc1', 'C']))).log_solubility.tolist()))").format(uri)
+            "print(json.dumps(m.predict(pd.DataFrame(dict(smiles=['CCO', 'c1ccccc1', 'C']))).log_solubility.tolist()))")
     import os
     env = dict(os.environ, MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env, timeout=120)
