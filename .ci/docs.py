@@ -44,7 +44,7 @@ def stage():
         text = path.read_text(encoding='utf-8')
         depth = '../' * (len(path.relative_to(PROC).parts) - 1)
         text = re.sub(r'https://example\.org/bioai-esol/([\w./-]+\.html)', depth + r'\1', text)  # nbdev links by doc_host
-        text = re.sub(r'\]\(\.\./LICENSE\)', '](LICENSE)', text)
+        text = re.sub(r'output-file: [\w.-]+\.html(\\n)?', '', text)  # nbdev's, the file names are ours already
         target = path.with_name(short(path.name))
         path.unlink()
         target.write_text(text, encoding='utf-8')
