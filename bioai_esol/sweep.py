@@ -6,10 +6,11 @@
 __all__ = ['BLOCK', 'Axis', 'cores', 'Grid', 'load_grid', 'blocks', 'SweepInterrupted', 'SweepResult', 'run_sweep']
 
 # %% ../nbs/07_sweep.ipynb #6717a283
-import hashlib, itertools, multiprocessing as mp, os, signal, sys, tempfile, threading, time
+import hashlib, itertools, multiprocessing as mp, os, signal, sys, tempfile, time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Annotated
@@ -118,12 +119,12 @@ def _start_worker(tasks: dict[tuple, Task], device: str) -> _Worker:
     context = mp.get_context('spawn')
     ours, theirs = context.Pipe()
     process = context.Process(target=train_from_pipe, args=(theirs, tasks, device), daemon=True)
-    # Ctrl-C reaches the whole process group; a child that starts with it ignored leaves the decision to its parent
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    # Ctrl-C reaches the whole process group. A child that starts with it blocked leaves the decision to its parent,
+    # and for the parent it is only put off until the child has started: ignoring it here could lose it.
+    resource_tracker.ensure_running()  # started on first use otherwise, and it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try: process.start()
-    finally:
-        if main: signal.signal(signal.SIGINT, before)
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return _Worker(process, ours)
 

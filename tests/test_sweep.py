@@ -18,6 +18,7 @@ FIGURES = ['config_digest', 'best_val_rmse', 'best_epoch', 'test_rmse', 'val_r2'
 
 def start(folder, epochs=40):
     return subprocess.Popen([PROGRAM, 'sweep', *LONGER, '--epochs', str(epochs)], cwd=folder, start_new_session=True, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job starts with it ignored
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
