@@ -26,7 +26,7 @@ run: $(READY)    ## the full sweep (162 runs × 200 epochs), a report, the candi
 
 demo: $(READY)   ## the same on a small grid, in its own store demo/mlflow.db
 	@mkdir -p demo
-	@cd demo && ../$(BIN)/bioai-esol sweep --run-tag demo --hidden-dim 32,64 --lr 1e-2,3e-3 --batch-size 32 --dropout 0,0.2 --weight-decay 0 --epochs 40
+	@cd demo && ../$(BIN)/bioai-esol sweep --run-tag demo --hidden-dim 32,64 --lr 1e-2 --batch-size 32 --dropout 0,0.2 --weight-decay 0 --epochs 25
 	@cd demo && ../$(BIN)/bioai-esol promote --run-tag demo
 	@cd demo && ../$(BIN)/bioai-esol predict CCO
 
