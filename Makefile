@@ -45,5 +45,3 @@ docs: $(READY)   ## the documentation site in _docs/, and README.md
 
 server: $(READY) ## an MLflow server on 127.0.0.1:5000 over mlflow.db
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts
-
-

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .data import BioaiError, DataError
+from .data import BioaiError, DataError, parse_smiles
 from .features import cut, pack
 from .model import GCN, load_model, predict_batch
 from .registry import MODEL, by_alias
@@ -36,11 +36,12 @@ class Predictor:
                 smiles: Sequence[str],  # n molecules
     ) -> pd.DataFrame:                  # n rows: `smiles`, `log_solubility`, `solubility_mol_per_l`, `model_version`, `error`
         "Predict each molecule; one that cannot be read has NaN and its own `error`."
-        graphs, errors = [], []
+        errors = []
         for s in smiles:
-            try: graphs.append(pack([s])); errors.append('')
+            try: parse_smiles(s); errors.append('')
             except DataError as e: errors.append(str(e))
-        values = iter(self._log_solubility([s for s, e in zip(smiles, errors) if not e]) if graphs else [])
+        good = [s for s, e in zip(smiles, errors) if not e]
+        values = iter(self._log_solubility(good) if good else [])
         logs = [float('nan') if e else next(values) for e in errors]
         return pd.DataFrame(dict(smiles=list(smiles), log_solubility=logs, solubility_mol_per_l=[10 ** x for x in logs],
                                  model_version=self.version, error=errors), columns=COLUMNS)

@@ -83,7 +83,7 @@ def load_grid(
     except ConfigError as e: raise ConfigError(f"{path}: {e}") from None
 
 # %% ../nbs/07_sweep.ipynb #e8683748
-BLOCK = 27  # configurations a block at most; see the benchmark table for how the time depends on it
+BLOCK = 27  # configurations a block at most
 
 def _cost(block: Sequence[TrainConfig]) -> float:
     "Relative time of a block: arithmetic grows with hidden_dim², steps with 1/batch_size."
@@ -182,8 +182,8 @@ def _fresh_tag(store: Store, run_tag: str) -> str:
 # %% ../nbs/07_sweep.ipynb #b610ae58
 class _Progress:
     "Runs done and failed, the best val_rmse so far and the time left, in the terminal or the notebook."
-    def __init__(self, configs: Sequence[TrainConfig], reused: int, best: float):
-        self.done, self.failed, self.best, self.total = reused, 0, best, reused + len(configs)
+    def __init__(self, configs: Sequence[TrainConfig], reused: int):
+        self.done, self.failed, self.best, self.total = reused, 0, float('inf'), reused + len(configs)
         watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
         self.bar = tqdm(total=round(sum(_cost([c]) for c in configs)), dynamic_ncols=True, mininterval=0.2 if watched else 30, smoothing=0.05,
                         bar_format='{l_bar}{bar}| {elapsed} < {remaining}{postfix}')
@@ -310,7 +310,7 @@ def _train_all(store: Store, grid: Grid, writers: dict[tuple, Writer], todo: lis
     "The part of a sweep that takes time; an interruption closes the open runs and says how to go on."
     parent = _open_sweep(next(iter(writers.values())), grid)
     writers = {key: Writer(w.store, w.task, w.tags, parent) for key, w in writers.items()}
-    progress = _Progress(todo, reused, float('inf'))
+    progress = _Progress(todo, reused)
     sweep = _Sweep(blocks(todo, grid.workers), writers, device, progress)
     try:
         sweep.run(grid.workers)
