@@ -22,9 +22,9 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from .data import ConfigError, Dataset, Settings
-from .features import MolecularGraphs, cut, pack_dataset
+from .features import MolecularGraphs, cut, merge_atoms, pack_dataset
 from .metrics import mae, r2, rmse
-from .model import GCN, draw_noise, dropout_groups, init_theta, predict_batch
+from .model import BlockDropout, GCN, forward, init_theta, predict_batch
 from .split import Split, random_split, scaffold_split
 
 # %% ../nbs/05_training.ipynb #6cf58af7
@@ -117,12 +117,13 @@ class BlockAdam:
         groups: dict[tuple, list[int]] = {}
         for k, key in enumerate(zip(lr, weight_decay)): groups.setdefault(key, []).append(k)
         m, v = torch.zeros_like(theta), torch.zeros_like(theta)
-        steps = torch.zeros(len(theta), device=theta.device)
-        self.groups = [(rows, *([t[k] for k in rows] for t in (theta, m, v, steps)), *key) for key, rows in groups.items()]
+        self.steps = torch.zeros((), device=theta.device)
+        self.groups = [(rows, *([t[k] for k in rows] for t in (theta, m, v)), [self.steps] * len(rows), *key) for key, rows in groups.items()]
 
     def step(self, grad: Tensor):  # (K, n_params)
+        self.steps += 1
+        grad = grad.unbind(0)
         for rows, theta, m, v, steps, lr, weight_decay in self.groups:
-            torch._foreach_add_(steps, 1)
             torch._fused_adam_(theta, [grad[k] for k in rows], m, v, [], steps, lr=lr, beta1=0.9, beta2=0.999,
                                weight_decay=weight_decay, eps=1e-8, amsgrad=False, maximize=False)
 
@@ -144,7 +145,7 @@ class TrainResult:
     def ok(self) -> bool: return self.error is None
 
 # %% ../nbs/05_training.ipynb #b2bc8ce5
-EVAL_BATCH = 64  # molecules a batch in evaluation: large enough to be cheap, small enough to stay in cache
+EVAL_BATCH = 2048  # molecules a batch in evaluation: the more, the more atoms are alike
 
 class _Block:
     "K configurations in training on one task."
@@ -153,39 +154,38 @@ class _Block:
         first = configs[0]
         self.model = GCN(first.hidden_dim)
         theta = init_theta(self.model, generator(first.seed, 'init'))
-        self.theta = theta.to(device).repeat(self.K, 1).requires_grad_()  # (K, n_params)
-        self.adam = BlockAdam(self.theta.detach(), [c.lr for c in configs], [c.weight_decay for c in configs])
-        self.dropout = dropout_groups([c.dropout for c in configs])
-        self.order, self.noise = generator(first.seed, 'order'), generator(first.seed, 'dropout', device)
-        self.y = {part: task.graphs.y[getattr(task.split, part)].double().numpy() for part in ('train', 'val', 'test')}
-        self.eval_batches = {part: [b.to(device).tile(self.K) for b in cut(task.graphs, self._rows(part), EVAL_BATCH)]
-                             for part in ('train', 'val', 'test')}
+        self.theta = theta.to(device).repeat(self.K, 1)                                                 # (K, n_params)
+        self.params = {name: p.requires_grad_() for name, p in self.model.split(self.theta).items()}    # views of theta
+        self.adam = BlockAdam(self.theta, [c.lr for c in configs], [c.weight_decay for c in configs])
+        self.order = generator(first.seed, 'order')
+        self.dropout = BlockDropout([c.dropout for c in configs], generator(first.seed, 'dropout', device))
+        self.rows = {part: torch.from_numpy(getattr(task.split, part)) for part in ('train', 'val', 'test')}
+        self.y = {part: task.graphs.y[rows].double().numpy() for part, rows in self.rows.items()}
+        self.eval_batches = {part: [merge_atoms(b).to(device) for b in cut(task.graphs, rows, EVAL_BATCH)] for part, rows in self.rows.items()}
         self.history = [[] for _ in configs]
-        self.best_theta, self.best = self.theta.detach().clone(), [None] * self.K
+        self.best_theta, self.best = self.theta.clone(), [None] * self.K
         self.errors: list[str | None] = [None] * self.K
 
-    def _rows(self, part): return torch.from_numpy(getattr(self.task.split, part))
-
     def train_epoch(self) -> np.ndarray:  # (K,) mean squared error over the epoch
-        rows = self._rows('train')
+        rows = self.rows['train']
         rows = rows[torch.randperm(len(rows), generator=self.order)]
         total = torch.zeros(self.K, dtype=torch.float64, device=self.device)
         for batch in cut(self.task.graphs, rows, self.configs[0].batch_size):
             batch = batch.to(self.device)
-            noise = draw_noise(self.model, batch, self.noise) if self.dropout else None
-            out = predict_batch(self.model, self.theta, batch.tile(self.K), noise, self.dropout)
-            loss = ((out - batch.y) ** 2).mean(1)                          # (K,)
-            self.adam.step(torch.autograd.grad(loss.sum(), self.theta)[0])
+            loss = ((forward(self.params, batch, self.dropout) - batch.y) ** 2).mean(1)    # (K,)
+            grads = torch.autograd.grad(loss.sum(), list(self.params.values()))
+            self.adam.step(torch.cat([g.flatten(1) for g in grads], dim=1))
             total += loss.detach().double() * len(batch)
         return (total / len(rows)).cpu().numpy()
 
     @torch.no_grad()
-    def predict(self, part: str, theta: Tensor) -> np.ndarray:  # (K, n_molecules)
-        return torch.cat([predict_batch(self.model, theta, b) for b in self.eval_batches[part]], dim=1).cpu().double().numpy()
+    def predict(self, part: str, theta: Tensor) -> np.ndarray:  # (K, n_params) -> (K, n_molecules)
+        each = [[predict_batch(self.model, row[None], b)[0] for b in self.eval_batches[part]] for row in theta]
+        return torch.stack([torch.cat(batches) for batches in each]).cpu().double().numpy()
 
     def record(self, epoch: int, losses: np.ndarray):
         "Score the epoch; note divergence; keep the weights of every configuration that improved."
-        train, val = (self.predict(part, self.theta.detach()) for part in ('train', 'val'))
+        train, val = (self.predict(part, self.theta) for part in ('train', 'val'))
         for k in range(self.K):
             if self.errors[k]: continue
             if not (math.isfinite(losses[k]) and np.isfinite(val[k]).all() and np.isfinite(train[k]).all()):
@@ -196,7 +196,7 @@ class _Block:
             self.history[k].append(row)
             if self.best[k] is None or v < self.best[k][1][2]:
                 self.best[k] = (epoch, row)
-                self.best_theta[k] = self.theta.detach()[k]
+                self.best_theta[k] = self.theta[k]
 
 # %% ../nbs/05_training.ipynb #adf48677
 def _summary(block: _Block, k: int, test: np.ndarray) -> dict[str, float]:
@@ -236,7 +236,7 @@ def train(
     check_block(configs)
     start = time.perf_counter()
     with one_thread():
-        order = sorted(range(len(configs)), key=lambda k: configs[k].dropout)  # equal rates side by side: see `dropout_groups`
+        order = sorted(range(len(configs)), key=lambda k: configs[k].dropout)  # equal rates side by side: see `BlockDropout`
         block = _Block([configs[k] for k in order], task, device)
         for epoch in range(1, configs[0].epochs + 1):
             block.record(epoch, block.train_epoch())

@@ -6,7 +6,7 @@ from torch_geometric.data import Batch as PyGBatch
 
 from bioai_esol.data import esol
 from bioai_esol.features import cut, featurise
-from bioai_esol.model import GCN, draw_noise, dropout_groups, from_pyg, init_theta, predict_batch, to_pyg
+from bioai_esol.model import GCN, BlockDropout, from_pyg, init_theta, predict_batch, to_pyg
 from bioai_esol.training import TrainConfig, generator, make_task, one_thread, train
 
 CONFIGS = [TrainConfig(hidden_dim=32, batch_size=32, lr=lr, dropout=dropout, weight_decay=wd)
@@ -81,13 +81,12 @@ def test_dropout_has_the_right_rate_and_scale(task):
     "With dropout the expected activation is unchanged: the mean over many draws approaches evaluation."
     model = GCN(16)
     batch = next(cut(task.graphs, torch.arange(64), 64))
-    theta, gen = init_theta(model, generator(0, 'init'))[None], generator(0, 'dropout')
-    groups = dropout_groups([0.5])
+    theta, dropout = init_theta(model, generator(0, 'init'))[None], BlockDropout([0.5], generator(0, 'dropout'))
     with torch.no_grad():
-        zeros = [float((predict_batch(model, theta, batch, draw_noise(model, batch, gen), groups)).mean()) for _ in range(400)]
+        draws = [float(predict_batch(model, theta, batch, dropout).mean()) for _ in range(400)]
         plain = float(predict_batch(model, theta, batch).mean())
-    error = np.std(zeros) / 20
-    assert abs(np.mean(zeros) - plain) < 5 * error + 0.05 * abs(plain)
+    error = np.std(draws) / 20
+    assert abs(np.mean(draws) - plain) < 5 * error + 0.05 * abs(plain)
 
 
 def test_methane(task):
@@ -106,6 +105,6 @@ def test_the_engine_runs_on_the_device_it_is_given():
     "Every tensor of the network's forward pass is made where its inputs are: shapes on the `meta` device, which computes nothing."
     from bioai_esol.features import pack
     model = GCN(16)
-    batch = next(cut(pack(['CCO', 'C', 'c1ccccc1']), torch.arange(3), 3)).to('meta').tile(4)
+    batch = next(cut(pack(['CCO', 'C', 'c1ccccc1']), torch.arange(3), 3)).to('meta')
     out = predict_batch(model, torch.empty(4, model.n_params, device='meta'), batch)
     assert out.shape == (4, 3) and out.device.type == 'meta'
