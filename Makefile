@@ -5,7 +5,7 @@ READY  := .venv/.ready
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help env run demo test check lab docs server
+.PHONY: help env run demo test check bench lab docs server
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,6 +36,9 @@ test: $(READY)   ## every notebook as a test, then tests/
 
 check: $(READY)  ## drift between notebooks, package and README; lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ./.ci/check
+
+bench: $(READY)  ## speed: the engine beside a plain loop, the whole sweep, growth; about half an hour
+	@$(BIN)/python benchmarks/speed.py --output benchmarks/speed.md
 
 lab: $(READY)    ## JupyterLab on the notebooks, with the store of `make run`
 	@MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} $(BIN)/jupyter lab nbs

@@ -27,10 +27,15 @@ def cell_markdown(cell: dict) -> str:
     return source if cell['cell_type'] == 'markdown' else f'```python\n{source}\n```'
 
 
+def included(text: str) -> str:
+    "`text` with every line `<!-- include PATH -->` replaced by that file."
+    return re.sub(r'^<!-- include (\S+) -->$', lambda m: (ROOT / m[1]).read_text(encoding='utf-8').strip(), text, flags=re.M)
+
+
 def readme() -> str:
     "README.md: the cells of index.ipynb, with paths as they are from the top of the repository."
     cells = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
-    text = '\n\n'.join(cell_markdown(c) for c in cells)
+    text = included('\n\n'.join(cell_markdown(c) for c in cells))
     text = text.replace('](images/', '](nbs/images/').replace('](analysis/', '](nbs/analysis/')
     return f'<!-- written from nbs/index.ipynb by make docs: edit the notebook -->\n\n{text}\n'
 
@@ -40,6 +45,11 @@ def stage():
     from nbdev.serve import proc_nbs
     shutil.rmtree(PROC, ignore_errors=True)
     proc_nbs()
+    index = PROC / 'index.ipynb'
+    page = json.loads(index.read_text(encoding='utf-8'))
+    for cell in page['cells']:
+        if cell['cell_type'] == 'markdown': cell['source'] = included(''.join(cell['source']))
+    index.write_text(json.dumps(page), encoding='utf-8')
     for path in sorted(PROC.rglob('*.ipynb')):
         text = path.read_text(encoding='utf-8')
         depth = '../' * (len(path.relative_to(PROC).parts) - 1)

@@ -83,27 +83,31 @@ def load_grid(
     except ConfigError as e: raise ConfigError(f"{path}: {e}") from None
 
 # %% ../nbs/07_sweep.ipynb #e8683748
-BLOCK = 27  # configurations a block at most
+BLOCK = 27  # configurations a block at most: from there on more of them cost memory and gain nothing
 
 def _cost(block: Sequence[TrainConfig]) -> float:
-    "Relative time of a block: arithmetic grows with hidden_dim², steps with 1/batch_size."
+    "Relative time of a block, fitted to measurements: calls a step, whatever the block, and arithmetic for each configuration."
     c = block[0]
-    return len(block) * c.epochs * (c.hidden_dim ** 2 / 512 + c.hidden_dim + 16) * (1 + 4 / c.batch_size)
+    return c.epochs * (26_000 / c.batch_size + len(block) * (c.hidden_dim ** 2 / 53 + c.hidden_dim))
+
+def _makespan(blocks: Sequence[list[TrainConfig]], workers: int) -> float:
+    "When the last worker finishes, if each takes the most expensive block that is left."
+    loads = [0.] * workers
+    for cost in sorted(map(_cost, blocks), reverse=True): loads[loads.index(min(loads))] += cost
+    return max(loads)
 
 def blocks(
     configs: Sequence[TrainConfig],
     workers: int,
 ) -> list[list[TrainConfig]]:
-    "Cut configurations into blocks, most expensive first."
+    "Cut configurations into blocks so that the workers finish soonest; the most expensive come first."
     groups: dict[tuple, list[TrainConfig]] = {}
     for c in configs: groups.setdefault(c.block_key, []).append(c)
-    out = []
-    for group in groups.values():
-        share = -(-len(configs) // workers)  # with few configurations, every worker still gets some
-        n = -(-len(group) // min(BLOCK, share))
-        size = -(-len(group) // n)
-        out += [group[i:i + size] for i in range(0, len(group), size)]
-    return sorted(out, key=_cost, reverse=True)
+    def cut(size):
+        parts = [(g, -(-len(g) // size)) for g in groups.values()]
+        return [g[i * len(g) // n:(i + 1) * len(g) // n] for g, n in parts for i in range(n)]
+    best = min((cut(size) for size in range(BLOCK, 0, -1)), key=lambda blocks: _makespan(blocks, workers))
+    return sorted(best, key=_cost, reverse=True)
 
 # %% ../nbs/07_sweep.ipynb #aa35a241
 @dataclass
@@ -182,10 +186,10 @@ def _fresh_tag(store: Store, run_tag: str) -> str:
 # %% ../nbs/07_sweep.ipynb #b610ae58
 class _Progress:
     "Runs done and failed, the best val_rmse so far and the time left, in the terminal or the notebook."
-    def __init__(self, configs: Sequence[TrainConfig], reused: int):
-        self.done, self.failed, self.best, self.total = reused, 0, float('inf'), reused + len(configs)
+    def __init__(self, blocks: Sequence[list[TrainConfig]], reused: int):
+        self.done, self.failed, self.best, self.total = reused, 0, float('inf'), reused + sum(map(len, blocks))
         watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
-        self.bar = tqdm(total=round(sum(_cost([c]) for c in configs)), dynamic_ncols=True, mininterval=0.2 if watched else 30, smoothing=0.05,
+        self.bar = tqdm(total=round(sum(map(_cost, blocks))), dynamic_ncols=True, mininterval=0.2 if watched else 30, smoothing=0.05,
                         bar_format='{l_bar}{bar}| {elapsed} < {remaining}{postfix}')
         self.show()
 
@@ -310,8 +314,9 @@ def _train_all(store: Store, grid: Grid, writers: dict[tuple, Writer], todo: lis
     "The part of a sweep that takes time; an interruption closes the open runs and says how to go on."
     parent = _open_sweep(next(iter(writers.values())), grid)
     writers = {key: Writer(w.store, w.task, w.tags, parent) for key, w in writers.items()}
-    progress = _Progress(todo, reused)
-    sweep = _Sweep(blocks(todo, grid.workers), writers, device, progress)
+    cut = blocks(todo, grid.workers)
+    progress = _Progress(cut, reused)
+    sweep = _Sweep(cut, writers, device, progress)
     try:
         sweep.run(grid.workers)
         store.client.set_terminated(parent, 'FINISHED')

@@ -1,16 +1,19 @@
 "A sweep that is killed, interrupted, given twice, or run twice at once."
+import multiprocessing as mp
 import os
 import signal
 import sqlite3
 import subprocess
 import time
 
+import psutil
 import pytest
 from conftest import PROGRAM, SMALL
 
-from bioai_esol.data import BioaiError
+from bioai_esol.data import BioaiError, esol
 from bioai_esol.sweep import Grid, run_sweep
 from bioai_esol.tracking import connect, runs_table
+from bioai_esol.training import TrainConfig, make_task, split_key, train_from_pipe
 
 LONGER = [*SMALL, '--epochs', '40', '--run-tag', 'small', '--workers', '2']
 FIGURES = ['config_digest', 'best_val_rmse', 'best_epoch', 'test_rmse', 'val_r2', 'generalisation_gap']
@@ -129,6 +132,26 @@ def test_a_dying_worker_fails_its_runs_and_the_sweep_goes_on(tmp_path):
     assert counts['FAILED'] >= 1 and counts['FAILED'] + counts['FINISHED'] == 8
     again = subprocess.run([PROGRAM, 'sweep', *LONGER], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0 and statuses(tmp_path)['FINISHED'] == 8
+
+
+def test_a_worker_stays_small_over_many_blocks():
+    "Under 1.5 GB at the largest shapes of the grid, and no larger after eight blocks than after three."
+    task = make_task(esol(), TrainConfig())
+    context = mp.get_context('spawn')
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=train_from_pipe, args=(theirs, {split_key(TrainConfig()): task}, 'cpu'), daemon=True)
+    worker.start()
+    memory = []
+    for batch_size in (32, 16, 32, 16, 32, 16, 32, 16):
+        ours.send(Grid(hidden_dim=128, batch_size=batch_size, epochs=1).configs())
+        while ours.recv()[0] != 'done':
+            pass
+        memory.append(psutil.Process(worker.pid).memory_info().rss)
+    ours.send(None)
+    worker.join(20)
+    assert worker.exitcode == 0
+    assert max(memory) < 1.5e9, memory
+    assert memory[-1] - memory[2] < 20e6, memory
 
 
 def test_workers_and_order_do_not_matter(tmp_path, undisturbed):
