@@ -113,26 +113,26 @@ def init_theta(
     return model.join(params)
 
 def forward(
-    params: dict[str, Tensor],         # from `GCN.split`, name: (K, *shape)
+    params: dict[str, Tensor],              # from `GCN.split`, name: (K, *shape)
     batch: Batch,
     dropout: BlockDropout | None = None,    # of the K configurations in training, None in evaluation
-) -> Tensor:                           # (K, n_molecules)
+) -> Tensor:                                # (K, n_molecules)
     "Predicted log solubility of each molecule by each configuration."
     K, _, d = params['conv2.weight'].shape
     def ceilings(): return dropout.ceilings(batch.n_atoms, d) if dropout else [(slice(None), None)]
     tiled = batch.tile(K, dropout and dropout.scale)
     adjacency, spread = tiled.transposes
-    h = batch.ax.expand(K, -1, -1)                                                                                       # (K, n_atoms, f)
-    h = _Convolution.apply(h, params['conv1.weight'], params['conv1.bias'], ceilings(), tiled.adjacency, adjacency)      # (K, n_atoms, d)
-    h = _Convolution.apply(h, params['conv2.weight'], params['conv2.bias'], ceilings(), tiled.pool, spread)              # (K, n_molecules, d)
+    h = batch.ax.expand(K, -1, -1)                                                                                     # (K, n_atoms, f)
+    h = _Convolution.apply(h, params['conv1.weight'], params['conv1.bias'], ceilings(), tiled.adjacency, adjacency)    # (K, n_atoms, d)
+    h = _Convolution.apply(h, params['conv2.weight'], params['conv2.bias'], ceilings(), tiled.pool, spread)            # (K, n_molecules, d)
     return (h * params['head.weight'][:, None]).sum(-1) + params['head.bias']
 
 def predict_batch(
     model: GCN,
-    theta: Tensor,                     # (K, n_params)
+    theta: Tensor,                          # (K, n_params)
     batch: Batch,
     dropout: BlockDropout | None = None,    # as in `forward`
-) -> Tensor:                           # (K, n_molecules)
+) -> Tensor:                                # (K, n_molecules)
     "`forward` for configurations that are rows of `theta`."
     return forward(model.split(theta), batch, dropout)
 
