@@ -7,6 +7,7 @@ __all__ = ['BLOCK', 'Axis', 'cores', 'Grid', 'load_grid', 'blocks', 'SweepInterr
 
 # %% ../nbs/07_sweep.ipynb #6717a283
 import hashlib, itertools, multiprocessing as mp, os, signal, sys, tempfile, time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -119,10 +120,10 @@ class _Worker:
     run_ids: list[str] = field(default_factory=list)
     epochs_seen: int = 0
 
-def _start_worker(tasks: dict[tuple, Task], device: str) -> _Worker:
+def _start_worker(device: str) -> _Worker:
     context = mp.get_context('spawn')
     ours, theirs = context.Pipe()
-    process = context.Process(target=train_from_pipe, args=(theirs, tasks, device), daemon=True)
+    process = context.Process(target=train_from_pipe, args=(theirs, device), daemon=True)
     # Ctrl-C reaches the whole process group. A child that starts with it blocked leaves the decision to its parent,
     # and for the parent it is only put off until the child has started: ignoring it here could lose it.
     resource_tracker.ensure_running()  # started on first use otherwise, and it would unblock the signal
@@ -209,15 +210,19 @@ class _Sweep:
         self.todo, self.writers, self.device, self.progress = todo, writers, device, progress
         self.tasks = {key: w.task for key, w in writers.items()}
         self.workers: list[_Worker] = []
+        self.unlogged: deque[tuple[str, TrainResult]] = deque()
 
     def writer(self, config: TrainConfig) -> Writer: return self.writers[split_key(config)]
+
+    def send(self, worker: _Worker, what):
+        try: worker.pipe.send(what)
+        except BrokenPipeError: pass  # the worker died; `run` hears of it from its pipe
 
     def give(self, worker: _Worker):
         "Send the next block to an idle worker, or let it go home."
         worker.block = self.todo.pop(0) if self.todo else []
+        self.send(worker, worker.block or None)
         worker.run_ids, worker.epochs_seen = [self.writer(c).open(c) for c in worker.block], 0
-        try: worker.pipe.send(worker.block or None)
-        except BrokenPipeError: pass  # the worker died; `run` hears of it from its pipe
         if not worker.block: self.workers.remove(worker)
 
     def hear(self, worker: _Worker):
@@ -228,16 +233,18 @@ class _Sweep:
             worker.epochs_seen += content[0]
             return self.progress.advance(worker.block, *content)
         block, run_ids, seen, [results] = worker.block, worker.run_ids, worker.epochs_seen, content
-        self.give(worker)  # first the next block, then the bookkeeping: the worker trains meanwhile
-        self.log(run_ids, results)
+        self.give(worker)
+        self.unlogged.extend(zip(run_ids, results))
         best = min((r.summary['best_val_rmse'] for r in results if r.ok), default=float('inf'))
         self.progress.advance(block, block[0].epochs - seen, best)
 
-    def log(self, run_ids: list[str], results: list[TrainResult]):
-        for run_id, result in zip(run_ids, results):
-            self.writer(result.config).close(run_id, result)
-            self.progress.done += result.ok
-            self.progress.failed += not result.ok
+    def log(self):
+        "Write one result that waits to be written."
+        run_id, result = self.unlogged.popleft()
+        self.writer(result.config).close(run_id, result)
+        self.progress.done += result.ok
+        self.progress.failed += not result.ok
+        self.progress.show()
 
     def lost(self, worker: _Worker):
         "A worker died: its runs have failed, another worker takes its place."
@@ -247,18 +254,21 @@ class _Sweep:
             fail_run(self.writer(config).store, run_id, f"the worker process ended with code {worker.process.exitcode} (out of memory?)")
         self.progress.failed += len(worker.run_ids)
         self.progress.show()
-        if self.todo: self.hire()
+        if self.todo: self.hire(1)
 
-    def hire(self):
-        worker = _start_worker(self.tasks, self.device)
-        self.workers.append(worker)
-        self.give(worker)
+    def hire(self, n: int):
+        new = [_start_worker(self.device) for _ in range(n)]
+        self.workers += new
+        for worker in new:  # sending waits until the worker has imported PyTorch, which all of them do at the same time
+            self.send(worker, self.tasks)
+            self.give(worker)
 
     def run(self, workers: int):
-        for _ in range(min(workers, len(self.todo))): self.hire()
-        while self.workers:
-            ready = wait([w.pipe for w in self.workers])
+        self.hire(min(workers, len(self.todo)))
+        while self.workers or self.unlogged:
+            ready = wait([w.pipe for w in self.workers], timeout=0 if self.unlogged else None)
             for worker in [w for w in self.workers if w.pipe in ready]: self.hear(worker)
+            if self.unlogged and not ready: self.log()
 
     def stop(self):
         "End the workers that are still there, after an interruption or an error."
@@ -321,6 +331,7 @@ def _train_all(store: Store, grid: Grid, writers: dict[tuple, Writer], todo: lis
         sweep.run(grid.workers)
         store.client.set_terminated(parent, 'FINISHED')
     except KeyboardInterrupt:
+        while sweep.unlogged: sweep.log()  # trained to the end
         raise SweepInterrupted(f"interrupted after {progress.done} of {progress.total} runs; the same command continues the sweep") from None
     finally:
         progress.bar.close()

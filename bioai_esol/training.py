@@ -255,12 +255,12 @@ def _die_with_parent():
     os._exit(1)
 
 def train_from_pipe(
-    pipe: Connection,            # gives lists of configurations, None at the end; takes ('tick', epochs, best) and ('done', results)
-    tasks: dict[tuple, Task],    # by `split_key`
-    device: str,
+    pipe: Connection,    # gives the tasks by `split_key`, then lists of configurations, None at the end;
+    device: str,         # takes ('tick', epochs, best) and ('done', results)
 ):
     "Train the blocks that come through `pipe`, as the main function of a process."
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    tasks = pipe.recv()
     while (block := pipe.recv()) is not None:
         last = [time.monotonic(), 0]  # time and epoch of the last tick
         def tick(epoch, best, last=last):

@@ -2,11 +2,14 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch_geometric.data import Batch as PyGBatch
 
 from bioai_esol.data import esol
 from bioai_esol.features import cut, featurise
 from bioai_esol.model import GCN, BlockDropout, from_pyg, init_theta, predict_batch, to_pyg
+from bioai_esol.sweep import Grid, run_sweep
+from bioai_esol.tracking import connect, fetch_artifacts
 from bioai_esol.training import TrainConfig, generator, make_task, one_thread, train
 
 CONFIGS = [TrainConfig(hidden_dim=32, batch_size=32, lr=lr, dropout=dropout, weight_decay=wd)
@@ -43,6 +46,24 @@ def test_any_order_and_block_size(task, together):
     for rows in (order[:4], order[4:]):
         for k, result in zip(rows, train([CONFIGS[k] for k in rows], task), strict=True):
             equal(result, together[k])
+
+
+def test_one_worker_or_two(task, tmp_path):
+    "Promise 2 through `run_sweep`, six configurations over 200 epochs: a block of six, two blocks of three, and here without any worker."
+    grids = [Grid(hidden_dim=32, batch_size=32, lr=(1e-2, 3e-3), dropout=dropout, weight_decay=1e-4, run_tag=f'by{workers}', workers=workers)
+             for workers, dropout in [(1, (0, .2, .5)), (2, (.5, 0, .2))]]
+    here = {r.config.digest(task.dataset.version): r for r in train(grids[0].configs(), task)}
+    uri = f'sqlite:///{tmp_path}/mlflow.db'
+    for grid in grids:
+        runs = run_sweep(grid, tracking_uri=uri).runs.set_index('config_digest')
+        assert set(runs.index) == set(here) and set(runs.status) == {'FINISHED'}
+        for digest, expected in here.items():
+            folder = tmp_path / grid.run_tag / digest
+            folder.mkdir(parents=True)
+            weights = load_file(fetch_artifacts(connect(uri), runs.run_id[digest], folder, 'weights.safetensors'))
+            assert weights.keys() == expected.weights.keys()
+            assert all(torch.equal(weights[name], expected.weights[name]) for name in weights)
+            assert {key: runs.loc[digest, key] for key in expected.summary} == expected.summary
 
 
 @pytest.mark.parametrize('hidden_dim', [32, 64, 128])
@@ -102,9 +123,12 @@ def test_methane(task):
 
 
 def test_the_engine_runs_on_the_device_it_is_given():
-    "Every tensor of the network's forward pass is made where its inputs are: shapes on the `meta` device, which computes nothing."
+    "Every tensor of the network's forward and backward pass is made where its inputs are: shapes on the `meta` device, which computes nothing."
     from bioai_esol.features import pack
     model = GCN(16)
     batch = next(cut(pack(['CCO', 'C', 'c1ccccc1']), torch.arange(3), 3)).to('meta')
-    out = predict_batch(model, torch.empty(4, model.n_params, device='meta'), batch)
+    theta = torch.empty(4, model.n_params, device='meta', requires_grad=True)
+    out = predict_batch(model, theta, batch)
     assert out.shape == (4, 3) and out.device.type == 'meta'
+    grad, = torch.autograd.grad(out.sum(), theta)
+    assert grad.shape == theta.shape and grad.device.type == 'meta'

@@ -139,8 +139,9 @@ def test_a_worker_stays_small_over_many_blocks():
     task = make_task(esol(), TrainConfig())
     context = mp.get_context('spawn')
     ours, theirs = context.Pipe()
-    worker = context.Process(target=train_from_pipe, args=(theirs, {split_key(TrainConfig()): task}, 'cpu'), daemon=True)
+    worker = context.Process(target=train_from_pipe, args=(theirs, 'cpu'), daemon=True)
     worker.start()
+    ours.send({split_key(TrainConfig()): task})
     memory = []
     for batch_size in (32, 16, 32, 16, 32, 16, 32, 16):
         ours.send(Grid(hidden_dim=128, batch_size=batch_size, epochs=1).configs())
