@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from .data import BioaiError, ConfigError, Dataset, Settings, esol
 from .features import pack_dataset
 from .tracking import (Store, Writer, connect, fail_run, lineage, runs_table, search, sqlite_path)
-from .training import (BatchSize, Dropout, Epochs, Fraction, HiddenDim, LearningRate, Seed, Task,
+from .training import (BatchSize, Dropout, Epochs, Fraction, HiddenDim, LearningRate, Seed,
                                  TrainConfig, TrainResult, WeightDecay, make_task, split_key, train_from_pipe)
 
 # %% ../nbs/07_sweep.ipynb #ebca8227
