@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Share', 'REQUIRED_METRICS', 'HYPERPARAMETERS', 'Policy', 'Rule', 'Decision', 'registration', 'Choice',
-           'choose_candidate', 'reproduction', 'promotion', 'rollback_decision']
+           'choose_candidate', 'reproduction', 'reproducible', 'promotion', 'rollback_decision']
 
 # %% ../nbs/09_policy.ipynb #9620daac
 import html, math
@@ -16,6 +16,7 @@ import pandas as pd
 from pydantic import Field
 
 from .data import Settings
+from .metrics import PairedDifference
 
 # %% ../nbs/09_policy.ipynb #8f8580ff
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -27,6 +28,7 @@ class Policy(Settings):
     min_improvement: Share = 0.02                        # by how much test_rmse must beat the champion's
     regression_tolerance: Share = 0.05                   # by how much test_mae or test_r2 may be worse
     reproduction_tolerance: Share = 0.02                 # on another machine; on the same one it must be exact
+    require_significance: bool = False                   # the interval of the improvement must exclude zero
 
 # %% ../nbs/09_policy.ipynb #c4b3e20e
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Rule:
     "One rule applied once."
     name: str
     passed: bool
-    reason: str  # one sentence with the numbers
+    reason: str                  # one sentence with the numbers
+    value: float | None = None   # what was judged
+    limit: float | None = None   # what it was held against
 
 @dataclass(frozen=True)
 class Decision:
@@ -89,14 +93,20 @@ def _gap(run: Mapping, policy: Policy) -> Rule:
     gap = _number(run, 'generalisation_gap')
     if gap is None: return Rule('gap', False, 'generalisation_gap not logged or not finite')
     ok = gap < policy.gap_threshold
-    return Rule('gap', ok, f"generalisation_gap {gap:.3f} {'<' if ok else 'is not below'} {policy.gap_threshold:.3g}")
+    return Rule('gap', ok, f"generalisation_gap {gap:.3f} {'<' if ok else 'is not below'} {policy.gap_threshold:.3g}", gap, policy.gap_threshold)
+
+def _not_failed(failed: str, force: bool) -> Rule:
+    if not failed: return Rule('not_failed', True, 'nothing with these settings has failed in monitoring')
+    return Rule('not_failed', force, f"{failed}: {'taken all the same, by --force' if force else '--force takes it all the same, and records it'}")
 
 def registration(
     run: Mapping,       # `status`, the metrics, and `run_name`
     policy: Policy,
+    failed: str = '',   # how a version with these settings failed in monitoring; empty when none did
+    force: bool = False,  # accept that it failed
 ) -> Decision:
     "May this run be registered?"
-    return Decision(f"registration of {run.get('run_name', 'the run')}", (_finished(run), _metrics_logged(run), _gap(run, policy)))
+    return Decision(f"registration of {run.get('run_name', 'the run')}", (_finished(run), _metrics_logged(run), _gap(run, policy), _not_failed(failed, force)))
 
 # %% ../nbs/09_policy.ipynb #278d6158
 @dataclass(frozen=True)
@@ -110,23 +120,25 @@ class Choice:
     @property
     def approved(self) -> bool: return self.chosen is not None
 
-def _candidate_rules(run: Mapping, best_r2: float | None, policy: Policy) -> list[Rule]:
+def _candidate_rules(run: Mapping, best_r2: float | None, policy: Policy, failed: str, force: bool) -> list[Rule]:
     value = _number(run, 'val_r2')
     floor = best_r2 - policy.r2_tolerance * abs(best_r2) if best_r2 is not None else None
     ok = value is not None and floor is not None and value >= floor
     shown = 'not logged or not finite' if value is None else f"{value:.3f} {'≥' if ok else 'is below'} {floor:.3f}"
-    r2 = Rule('r2', ok, f"final val_r2 {shown}" + ('' if best_r2 is None else f" (best {best_r2:.3f} less {policy.r2_tolerance:.0%})"))
-    return [*registration(run, policy).rules, r2]
+    r2 = Rule('r2', ok, f"final val_r2 {shown}" + ('' if best_r2 is None else f" (best {best_r2:.3f} less {policy.r2_tolerance:.0%})"), value, floor)
+    return [*registration(run, policy, failed, force).rules, r2]
 
 # %% ../nbs/09_policy.ipynb #f91a9f80
 def choose_candidate(
     runs: pd.DataFrame,   # one row a run: `run_id`, `status`, the parameters and the metrics
     policy: Policy,
+    failed: Mapping[str, str] | None = None,  # how it failed, by the `config_digest` of what failed in monitoring
+    force: bool = False,  # take what failed all the same
 ) -> Choice:
     "The run with the lowest best_val_rmse that passes every rule."
     rows = runs.to_dict('records')
     r2s = [v for r in rows if r.get('status') == 'FINISHED' and (v := _number(r, 'val_r2')) is not None]
-    rules = [_candidate_rules(r, max(r2s, default=None), policy) for r in rows]
+    rules = [_candidate_rules(r, max(r2s, default=None), policy, (failed or {}).get(r.get('config_digest'), ''), force) for r in rows]
     reasons = ['; '.join(x.reason for x in rs if not x.passed) for rs in rules]
     judged = runs.assign(eligible=[not r for r in reasons], reason=[r or 'passes every rule' for r in reasons])
     keys = [k for k in ('best_val_rmse', 'config_digest', 'run_id') if k in judged]  # the digest breaks ties the same way every time
@@ -158,17 +170,23 @@ def reproduction(
     if before is None or after is None:
         return Decision(subject, (_finished(repeated), Rule('reproduced', False, f"best_val_rmse was {before}, the repetition gave {after}")))
     if not differences:
-        rule = Rule('reproduced', before == after, f"best_val_rmse was {before!r}, the repetition gave {after!r}; on the same machine they must be equal")
+        rule = Rule('reproduced', before == after,
+                    f"best_val_rmse was {before!r}, the repetition gave {after!r}; on the same machine they must be equal", after, before)
         return Decision(subject, (_finished(repeated), rule), 'bit for bit' if before == after else '')
-    off = abs(after - before) / before
+    off = abs(after - before) / abs(before)
     rule = Rule('reproduced', off <= policy.reproduction_tolerance,
-                f"best_val_rmse was {before:.6f}, the repetition gave {after:.6f}: {off:.2%} apart, {policy.reproduction_tolerance:.0%} allowed")
+                f"best_val_rmse was {before:.6f}, the repetition gave {after:.6f}: {off:.2%} apart, {policy.reproduction_tolerance:.0%} allowed",
+                off, policy.reproduction_tolerance)
     return Decision(subject, (_finished(repeated), rule), f"on another machine ({', '.join(differences)})")
 
 # %% ../nbs/09_policy.ipynb #e599b679
 HYPERPARAMETERS = ('hidden_dim', 'lr', 'batch_size', 'dropout', 'weight_decay', 'epochs')
 
-def _reproducible(run: Mapping, allow_dirty: bool) -> list[Rule]:
+def reproducible(
+    run: Mapping,
+    allow_dirty: bool = False,  # accept uncommitted changes
+) -> list[Rule]:
+    "Is everything on record that training this again would need?"
     def logged(name, keys):
         missing = [k for k in keys if _text(run, k) is None]
         return Rule(name, not missing, f"{', '.join(missing)} not logged" if missing else f"{', '.join(keys)} logged")
@@ -182,7 +200,9 @@ def _reproducible(run: Mapping, allow_dirty: bool) -> list[Rule]:
             Rule('clean_tree', allow_dirty or not dirty, tree), logged('dataset_version', ['dataset_version', 'split_digest'])]
 
 # %% ../nbs/09_policy.ipynb #a15c2d48
-def _better(candidate: Mapping, champion: Mapping, policy: Policy) -> list[Rule]:
+def _by(worse: float) -> str: return f"{abs(worse):.1%} {'worse' if worse > 0 else 'better'}"
+
+def _better(candidate: Mapping, champion: Mapping, policy: Policy, difference: PairedDifference | str) -> list[Rule]:
     "The comparison with a champion; figures that are missing are refused by `metrics_logged`, and by name here."
     same = all(_text(candidate, k) == _text(champion, k) for k in ('dataset_version', 'split_digest'))
     rules = [Rule('same_test_set', same, 'tested on the same molecules' if same else
@@ -193,11 +213,18 @@ def _better(candidate: Mapping, champion: Mapping, policy: Policy) -> list[Rule]
         return round(worse_sign * (new - old) / abs(old), 9), f"{key} {new:.4f} against the champion's {old:.4f}"
     worse, text = change('test_rmse', 1)
     ok = worse is not None and -worse >= policy.min_improvement
-    rules.append(Rule('improvement', ok, text if worse is None else f"{text}: {-worse:+.1%} better, at least {policy.min_improvement:.1%} needed"))
+    rules.append(Rule('improvement', ok, text if worse is None else f"{text}: {_by(worse)}, at least {policy.min_improvement:.1%} better is needed",
+                      None if worse is None else -worse, policy.min_improvement))
+    if policy.require_significance:
+        if isinstance(difference, str): rules.append(Rule('significance', False, f"no paired interval{difference and ': '}{difference}"))
+        else:
+            what = 'is below zero' if difference.significant else 'is not below zero'
+            rules.append(Rule('significance', difference.significant, f"the interval {what}: {difference}", difference.high, 0.))
     for name, key, sign in (('mae_regression', 'test_mae', 1), ('r2_regression', 'test_r2', -1)):
         worse, text = change(key, sign)
         ok = worse is not None and worse <= policy.regression_tolerance
-        rules.append(Rule(name, ok, text if worse is None else f"{text}: {worse:+.1%} worse, at most {policy.regression_tolerance:.0%} allowed"))
+        rules.append(Rule(name, ok, text if worse is None else f"{text}: {_by(worse)}, at most {policy.regression_tolerance:.0%} worse is allowed",
+                          worse, policy.regression_tolerance))
     return rules
 
 def promotion(
@@ -205,23 +232,33 @@ def promotion(
     champion: Mapping | None,    # the champion's run; None when there is none yet
     policy: Policy,
     allow_dirty: bool = False,   # accept uncommitted changes; the run's tags record them
-    note: str = '',              # e.g. the interval of the difference
+    difference: PairedDifference | str = '',  # of the test RMSE, on the same molecules; or why there is none
+    damage: str | None = None,   # what is wrong with the model files; empty when nothing is, None before there are any
+    failed: str = '',            # how the candidate, or one with its settings, failed in monitoring
+    force: bool = False,         # accept that it failed
 ) -> Decision:
     "May the candidate become champion?"
-    absolute = [*registration(candidate, policy).rules, *_reproducible(candidate, allow_dirty)]
+    absolute = [*registration(candidate, policy, failed, force).rules, *reproducible(candidate, allow_dirty)]
+    if damage is not None: absolute.append(Rule('model_files', not damage, damage or 'weights and configuration are the registered ones, and load'))
+    if champion is None: note = ''
+    elif isinstance(difference, str): note = f"no paired interval{difference and ': '}{difference}"
+    else:
+        verdict = '' if difference.significant else '; it is worse' if difference.low > 0 else '; an improvement is not certain'
+        note = f"candidate − champion, test_rmse: {difference}{verdict}"
     if champion is None: rules = [Rule('first_champion', True, 'there is no champion yet: only the absolute rules apply'), *absolute]
-    else: rules = [*absolute, *_better(candidate, champion, policy)]
+    else: rules = [*absolute, *_better(candidate, champion, policy, difference)]
     return Decision(f"promotion of {candidate.get('run_name', 'the candidate')}", tuple(rules), note)
 
 # %% ../nbs/09_policy.ipynb #f923b155
 def rollback_decision(
     champion: str | None,   # version that is champion now
-    previous: str | None,   # version that was champion before it and has not failed
+    previous: str | None,   # version that was champion before it, has not failed and can be loaded
     reason: str,
+    passed_over: Sequence[str] = (),  # why earlier champions were not taken
 ) -> Decision:
     "May the champion be rolled back?"
     rules = (Rule('champion', champion is not None, f"the champion is version {champion}" if champion else 'there is no champion to roll back'),
              Rule('previous', previous is not None, f"version {previous} was champion before" if previous else
-                  'no earlier champion that has not failed; promote another candidate instead'),
+                  '; '.join(['no earlier champion to go back to: promote another candidate instead', *passed_over])),
              Rule('reason', bool(reason.strip()), f"reason: {reason.strip()}" if reason.strip() else 'a reason must be given'))
-    return Decision('rollback', rules)
+    return Decision('rollback', rules, '; '.join(passed_over) if previous else '')

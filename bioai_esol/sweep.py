@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'Axis', 'cores', 'Grid', 'load_grid', 'blocks', 'SweepInterrupted', 'SweepResult', 'run_sweep']
 
 # %% ../nbs/07_sweep.ipynb #6717a283
-import hashlib, itertools, multiprocessing as mp, os, signal, sys, tempfile, time
+import itertools, multiprocessing as mp, os, signal, sys, time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -19,13 +19,13 @@ from typing import Annotated
 import pandas as pd
 import torch
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import AfterValidator, BeforeValidator, Field
 from tqdm.auto import tqdm
 
 from .data import BioaiError, ConfigError, Dataset, Settings, esol
 from .features import pack_dataset
-from .tracking import (Store, Writer, connect, fail_run, lineage, runs_table, search, sqlite_path)
+from .tracking import (Store, Writer, connect, fail_run, lineage, runs_table, search, store_lock)
 from .training import (BatchSize, Dropout, Epochs, Fraction, HiddenDim, LearningRate, Seed,
                                  TrainConfig, TrainResult, WeightDecay, make_task, split_key, train_from_pipe)
 
@@ -158,9 +158,7 @@ class SweepResult:
 @contextmanager
 def _only_one(store: Store, run_tag: str):
     "Hold the lock of a sweep; raises `BioaiError` when another process on this machine holds it."
-    path = sqlite_path(store.uri)
-    folder, key = (path.parent, path.name) if path else (Path(tempfile.gettempdir()), hashlib.sha256(store.uri.encode()).hexdigest()[:12])
-    lock = FileLock(folder / f'.{key}.{run_tag}.lock')
+    lock = store_lock(store, run_tag)
     try: lock.acquire(timeout=0)
     except Timeout: raise BioaiError(f"a sweep with the run tag {run_tag!r} is running in {store.uri}; "
                                      "wait for it, stop it, or give another --run-tag") from None

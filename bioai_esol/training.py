@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HiddenDim', 'BatchSize', 'LearningRate', 'Dropout', 'WeightDecay', 'Seed', 'Epochs', 'Fraction', 'HISTORY',
-           'EVAL_BATCH', 'TrainConfig', 'Task', 'make_task', 'generator', 'one_thread', 'BlockAdam', 'TrainResult',
-           'check_block', 'train', 'split_key', 'train_from_pipe']
+           'EVAL_BATCH', 'TrainConfig', 'Task', 'make_split', 'make_task', 'generator', 'one_thread', 'BlockAdam',
+           'TrainResult', 'check_block', 'train', 'split_key', 'train_from_pipe']
 
 # %% ../nbs/05_training.ipynb #6a4cb7b0
 import ctypes, hashlib, json, math, multiprocessing as mp, os, sys, threading, time
@@ -68,16 +68,19 @@ class Task:
     graphs: MolecularGraphs
     split: Split
 
+def make_split(dataset: Dataset, config: TrainConfig) -> Split:
+    "Divide `dataset` as `config` says; raises `DataError` when it cannot be done."
+    fractions = dict(frac_train=config.frac_train, frac_val=config.frac_val)
+    if config.split == 'random': return random_split(dataset.smiles, config.seed, **fractions)
+    return scaffold_split(dataset.smiles, **fractions)
+
 def make_task(
     dataset: Dataset,
     config: TrainConfig,  # its split settings are used
     graphs: MolecularGraphs | None = None,  # packed before, when several splits share one table
 ) -> Task:
     "Pack and split `dataset` as `config` says; raises `DataError` when it cannot be split."
-    fractions = dict(frac_train=config.frac_train, frac_val=config.frac_val)
-    if config.split == 'random': split = random_split(dataset.smiles, config.seed, **fractions)
-    else: split = scaffold_split(dataset.smiles, **fractions)
-    return Task(dataset, graphs if graphs is not None else pack_dataset(dataset), split)
+    return Task(dataset, graphs if graphs is not None else pack_dataset(dataset), make_split(dataset, config))
 
 # %% ../nbs/05_training.ipynb #545fcb2f
 def generator(

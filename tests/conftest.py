@@ -1,5 +1,7 @@
 "What tests share: a store of their own, small sweeps, and the program as a process."
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +35,43 @@ def swept(tmp_path_factory):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def uri_of(folder):
+    return f'sqlite:///{folder}/mlflow.db'
+
+
+def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42):
+    "A sweep of one run as `run_sweep` writes it, trained in this process: no worker has to import PyTorch for it."
+    from bioai_esol.data import esol
+    from bioai_esol.sweep import Grid
+    from bioai_esol.tracking import Writer, connect, lineage
+    from bioai_esol.training import make_task, train
+    grid = Grid(hidden_dim=hidden_dim, lr=1e-2, batch_size=128, dropout=0, weight_decay=0, epochs=epochs, seed=seed, run_tag=run_tag)
+    [config], store = grid.configs(), connect(uri, create=True)
+    task = make_task(esol(), config)
+    tags = dict(run_tag=run_tag, kind='run') | lineage(task)
+    parent = store.client.create_run(store.experiment_id, tags=tags | dict(kind='sweep'), run_name=f'sweep {run_tag}').info.run_id
+    writer = Writer(store, task, tags, parent)
+    writer.close(writer.open(config), train([config], task)[0])
+    store.client.set_terminated(parent, 'FINISHED')
+    return store
+
+
+@pytest.fixture(scope='session')
+def template(tmp_path_factory):
+    "A store with three sweeps of one run each, `a` worse than `b` worse than `c`; take it with `copied`."
+    folder = tmp_path_factory.mktemp('template')
+    for tag, epochs in (('a', 1), ('b', 8), ('c', 40)):
+        sweep_here(uri_of(folder), tag, epochs)
+    return folder
+
+
+def copied(source, folder):
+    "A store moved elsewhere: MLflow keeps absolute addresses of artifacts."
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    with sqlite3.connect(Path(folder) / 'mlflow.db') as db:
+        for table, column in (('experiments', 'artifact_location'), ('runs', 'artifact_uri'), ('model_versions', 'source'), ('model_versions', 'storage_location')):
+            db.execute(f'update {table} set {column} = replace({column}, ?, ?)', (str(source), str(folder)))
+    db.close()
+    return uri_of(folder)
