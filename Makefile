@@ -5,10 +5,10 @@ READY  := .venv/.ready
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help env run demo test check bench lab docs server
+.PHONY: help env run demo test test-long check bench lab docs server
 
 help:            ## this list
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
 
 $(READY): constraints.txt pyproject.toml
 	@echo "building the environment in .venv/ from constraints.txt: some minutes and about 2 GB, once"
@@ -33,6 +33,9 @@ demo: $(READY)   ## the same on a small grid, in its own store demo/mlflow.db
 test: $(READY)   ## every notebook as a test, then tests/
 	@echo "notebooks"; $(BIN)/nbdev_test --skip_folder_re '^(analysis|[_.].*)$$' --n_workers 2 --do_print
 	@echo "tests/"; $(BIN)/pytest
+
+test-long: $(READY) ## five hundred random lives of a registry; about half an hour
+	@BIOAI_SEQUENCES=500 $(BIN)/pytest --dist load tests/test_lifecycle.py
 
 check: $(READY)  ## drift between notebooks, package and README; lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ./.ci/check

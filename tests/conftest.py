@@ -68,10 +68,13 @@ def template(tmp_path_factory):
 
 
 def copied(source, folder):
-    "A store moved elsewhere: MLflow keeps absolute addresses of artifacts."
+    "A store moved elsewhere: MLflow keeps absolute addresses of artifacts, and remembers them for each run id as long as a process lives."
+    from mlflow.tracking._tracking_service.client import utils
+    utils._artifact_repos_cache.clear()
     shutil.copytree(source, folder, dirs_exist_ok=True)
     with sqlite3.connect(Path(folder) / 'mlflow.db') as db:
-        for table, column in (('experiments', 'artifact_location'), ('runs', 'artifact_uri'), ('model_versions', 'source'), ('model_versions', 'storage_location')):
+        for place in ('experiments.artifact_location', 'runs.artifact_uri', 'model_versions.source', 'model_versions.storage_location'):
+            table, column = place.split('.')
             db.execute(f'update {table} set {column} = replace({column}, ?, ?)', (str(source), str(folder)))
     db.close()
     return uri_of(folder)

@@ -1,23 +1,24 @@
 """What makes whole promotions cheap enough to be repeated a hundred times: the ESOL table is packed and split once for a process and all
-that are forked from it, and the code version is a fixed clean one. Nothing of what is tested is replaced. Importing this module does it."""
+that are forked from it, and the code version is a fixed clean one. Nothing of what is tested is replaced."""
 import time
+
+import pytest
 
 import bioai_esol.journal
 import bioai_esol.promotion
 import bioai_esol.tracking
 import bioai_esol.training
-from bioai_esol.data import esol
 from bioai_esol.policy import Policy
-from bioai_esol.training import TrainConfig, split_key
+from bioai_esol.training import split_key
 
 EASY = Policy(gap_threshold=3.0, r2_tolerance=0.99, regression_tolerance=0.5)
-_tasks, _make_task = {}, bioai_esol.training.make_task
+_tasks, real_make_task = {}, bioai_esol.training.make_task
 
 
 def make_task(dataset, config, graphs=None):
     key = (dataset.version, split_key(config))
     if key not in _tasks:
-        _tasks[key] = _make_task(dataset, config, graphs)
+        _tasks[key] = real_make_task(dataset, config, graphs)
     return _tasks[key]
 
 
@@ -25,11 +26,18 @@ def code_version(package=None):
     return dict(code_version='c0ffee', git_commit='c0ffee', git_dirty='false')
 
 
-for module in (bioai_esol.training, bioai_esol.promotion):
-    module.make_task = make_task
-for module in (bioai_esol.tracking, bioai_esol.journal, bioai_esol.promotion):
-    module.code_version = code_version
-make_task(esol(), TrainConfig())
+def install(patch=setattr):
+    for module in (bioai_esol.training, bioai_esol.promotion):
+        patch(module, 'make_task', make_task)
+    for module in (bioai_esol.tracking, bioai_esol.journal, bioai_esol.promotion):
+        patch(module, 'code_version', code_version)
+
+
+@pytest.fixture(scope='module')
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch.setattr)
+        yield
 
 
 class Faulty(bioai_esol.tracking.MlflowClient):
@@ -59,6 +67,13 @@ def _faulty(name):
 
 for _name in Faulty.WRITES:
     setattr(Faulty, _name, _faulty(_name))
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    monkeypatch.setattr(bioai_esol.tracking, 'MlflowClient', Faulty)
+    yield Faulty
+    blow_after(None)
 
 
 def blow_after(writes):

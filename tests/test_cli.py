@@ -36,9 +36,9 @@ def test_help_is_quick_and_names_the_commands(program):
     start = time.perf_counter()
     done = program('--help')
     assert done.returncode == 0 and time.perf_counter() - start < 5  # its limit is one second; loaded machines get room
-    for word in ('sweep', 'promote', 'rollback', 'status', 'predict', 'train', 'Exit status'):
+    for word in ('sweep', 'promote', 'rollback', 'status', 'predict', 'train', 'history', 'compare', 'alias', 'archive', 'restore', 'Exit status'):
         assert word in done.stdout
-    for command in ('train', 'sweep', 'promote', 'rollback', 'status', 'predict'):
+    for command in ('train', 'sweep', 'promote', 'rollback', 'archive', 'restore', 'alias', 'status', 'history', 'compare', 'predict'):
         assert program(command, '--help').returncode == 0
 
 
@@ -56,6 +56,9 @@ def test_help_is_quick_and_names_the_commands(program):
     (['predict', 'CCO'], ['no tracking store']),
     (['status', '--tracking-uri', 'http://127.0.0.1:9'], ['cannot reach the tracking server']),
     (['rollback'], ['--reason']),
+    (['promote', '--run-tag', 'a', '--version', '1'], ['one of the two']),
+    (['alias', 'shadow'], ['--remove']),
+    (['history'], ['no tracking store']),
     (['frobnicate'], ['invalid choice']),
 ])
 def test_wrong_use_is_one_clear_line(program, tmp_path, args, words):
@@ -118,11 +121,31 @@ def test_predict_in_another_process(program, crowned, tmp_path):
     one_line(program('predict', '--input', tmp_path / 'wrong.csv', cwd=crowned), 2, "no column 'smiles'")
 
 
-def test_status_and_rollback(program, crowned):
+def test_status_history_and_rollback(program, crowned):
     [row] = json.loads(program('status', '--json', cwd=crowned).stdout)
-    assert (row['version'], row['alias'], row['status'], row['failure_reason']) == ('1', 'champion', 'champion', '')
+    assert (row['version'], row['alias'], row['status'], row['why']) == ('1', 'champion', 'champion', 'first champion')
     done = program('rollback', '--reason', 'drift', cwd=crowned)
     assert done.returncode == 1 and 'no earlier champion' in done.stdout
+    told = json.loads(program('history', '--json', cwd=crowned).stdout)
+    assert [(e['action'], e['outcome']) for e in told][:4] == [('register', 'done'), ('candidate', 'done'), ('promote', 'done'), ('rollback', 'refused')]
+    shown = program('history', cwd=crowned).stdout
+    assert 'champion: – → 1' in shown and 'no earlier champion' in shown and max(map(len, shown.splitlines())) <= 140
+    shown = program('status', cwd=crowned).stdout
+    assert 'champion' in shown and f"{row['test_rmse']:.4f}" in shown
+    checked = program('status', '--check', cwd=crowned)
+    assert checked.returncode == 0 and checked.stdout.count('✓') == 6
+
+
+def test_aliases_and_the_archive(program, crowned):
+    assert program('alias', 'shadow', 'champion', cwd=crowned).stdout.strip() == 'version 1: alias, shadow set'
+    assert program('alias', 'shadow', '--remove', cwd=crowned).returncode == 0
+    one_line(program('alias', 'shadow', '--remove', cwd=crowned), 2, "there is no alias 'shadow'")
+    one_line(program('alias', 'champion', '1', cwd=crowned), 2, 'is moved by')
+    one_line(program('archive', '1', '--reason', 'old', cwd=crowned), 2, 'version 1 is the champion')
+    one_line(program('restore', '7', '--reason', 'new', cwd=crowned), 2, "no version '7'", 'there are: 1, champion')
+    one_line(program('compare', '1', 'champion', cwd=crowned), 2, 'are the same version')
+    one_line(program('promote', '--version', '9', cwd=crowned), 2, "no version '9'")
+    one_line(program('promote', '--run-tag', 'nothing', cwd=crowned), 2, "no runs with the run tag 'nothing'", 'run tags: tiny')
 
 
 def test_promote_says_no_with_status_1_and_the_way_out(program, crowned):
@@ -141,7 +164,7 @@ def test_a_dry_run_changes_nothing(program, swept, tmp_path):
     def runs():
         import sqlite3
         with sqlite3.connect(tmp_path / 'copy/mlflow.db') as db:
-            return [db.execute(f'select count(*) from {t}').fetchone() for t in ('runs', 'tags', 'registered_models', 'model_versions')]
+            return [db.execute(f'select count(*) from {t}').fetchone() for t in ('runs', 'tags', 'registered_models', 'registered_model_tags', 'model_versions')]
     before = runs()
     program('promote', '--dry-run', *EASY, cwd=tmp_path / 'copy')
     assert runs() == before

@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 from conftest import copied, sweep_here, uri_of
 
-import quick
 from bioai_esol import journal, tracking
 from bioai_esol.journal import history, snapshot, turn
 from bioai_esol.promotion import promote
 from bioai_esol.registry import check, rollback, set_alias, status
 from bioai_esol.serving import load_champion
 from bioai_esol.tracking import StoreError, connect
-from quick import EASY, Faulty, blow_after
+from quick import EASY, Faulty, blow_after, faulty, quick, real_make_task  # noqa: F401
 
 FORKS = mp.get_context('forkserver')
 
@@ -30,14 +29,14 @@ FORKS = mp.get_context('forkserver')
 @pytest.fixture(scope='module', autouse=True)
 def forkserver():
     "A process that has everything imported and packed, from which the others are forked; Python 3.11 does not tell it our sys.path."
-    FORKS.set_forkserver_preload(['quick', 'bioai_esol.serving'])
+    FORKS.set_forkserver_preload(['warm'])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('PYTHONPATH', str(Path(__file__).parent))
         ensure_running()
 
 
 @pytest.fixture(scope='module')
-def crowned(template, tmp_path_factory):
+def crowned(template, quick, tmp_path_factory):  # noqa: F811
     "A store in which `a` is champion; `b` and `c` are better."
     folder = tmp_path_factory.mktemp('crowned')
     uri = copied(template, folder)
@@ -50,13 +49,6 @@ def uri(crowned, tmp_path):
     return copied(crowned, tmp_path / 'store')
 
 
-@pytest.fixture
-def faulty(monkeypatch):
-    monkeypatch.setattr(tracking, 'MlflowClient', Faulty)
-    yield Faulty
-    blow_after(None)
-
-
 def sound(uri):
     "Everything that must always hold, after whatever happened."
     found = check(uri)
@@ -67,7 +59,7 @@ def sound(uri):
     return seen
 
 
-def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty):
+def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty):  # noqa: F811
     "The champion is complete at every moment; the next command finishes or undoes, whichever command it is."
     uri = copied(crowned, tmp_path / 'whole')
     blow_after(None)
@@ -93,7 +85,7 @@ def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty
 
 
 @pytest.mark.parametrize('what', ['rollback', 'alias', 'candidate'])
-def test_a_rollback_and_an_alias_that_fail_after_any_single_write(crowned, tmp_path, faulty, what):
+def test_a_rollback_and_an_alias_that_fail_after_any_single_write(crowned, tmp_path, faulty, what):  # noqa: F811
     whole = copied(crowned, tmp_path / 'whole')
     assert promote('b', EASY, whole).champion == '2'
     if what == 'candidate':
@@ -141,7 +133,7 @@ def stopped_promotion(uri, writes, reached):
     promote('b', EASY, uri)
 
 
-def test_a_promotion_killed_at_any_of_ten_moments(crowned, tmp_path, faulty):
+def test_a_promotion_killed_at_any_of_ten_moments(crowned, tmp_path, faulty):  # noqa: F811
     "SIGKILL, at moments spread over the writes of a promotion (the first is that of the retraining); the next command repairs."
     blow_after(None)
     promote('b', EASY, copied(crowned, tmp_path / 'whole'))
@@ -164,7 +156,7 @@ def test_a_promotion_killed_at_any_of_ten_moments(crowned, tmp_path, faulty):
     assert set(champions) == {'1'}  # there was nobody to go back to, or the promotion was finished first and then rolled back
 
 
-def test_what_was_begun_is_finished_and_said(uri, faulty, caplog):
+def test_what_was_begun_is_finished_and_said(uri, faulty, caplog):  # noqa: F811
     blow_after(None)
     promote('b', EASY, copied(Path(uri.removeprefix('sqlite:///')).parent, Path(tempfile.mkdtemp())))
     blow_after(Faulty.written - 3)  # the crown is on, its tags are not all written
@@ -289,7 +281,7 @@ def test_a_hand_that_takes_no_turn_wins(uri, monkeypatch):
     assert 'another hand moved it' in found.findings['every move of champion is on record']
 
 
-def test_quick_is_what_it_says():
+def test_quick_is_what_it_says(quick):  # noqa: F811
     "The shortcut of these tests gives the numbers of the real thing."
     folder = Path(tempfile.mkdtemp())
     store = sweep_here(uri_of(folder), 'x', 2)
@@ -297,5 +289,5 @@ def test_quick_is_what_it_says():
     from bioai_esol.data import esol
     from bioai_esol.training import TrainConfig, train
     config = TrainConfig(**{k: row[k] for k in TrainConfig.model_fields})
-    [result] = train([config], quick._make_task(esol(), config))
+    [result] = train([config], real_make_task(esol(), config))
     assert result.summary['best_val_rmse'] == row['best_val_rmse']

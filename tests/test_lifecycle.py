@@ -12,14 +12,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from bioai_esol import tracking
 from bioai_esol.data import BioaiError
 from bioai_esol.journal import history, snapshot
 from bioai_esol.promotion import promote
 from bioai_esol.registry import archive, check, restore, rollback, set_alias, status
 from bioai_esol.serving import load_champion
 from bioai_esol.tracking import StoreError, connect, runs_table
-from quick import EASY, Faulty, blow_after
+from quick import EASY, blow_after, faulty, quick  # noqa: F401
 
 SEQUENCES = int(os.environ.get('BIOAI_SEQUENCES', 8))
 FREE = ('shadow', 'baseline')
@@ -266,15 +265,8 @@ class Lives(RuleBasedStateMachine):
         self.entries = len(told)
 
 
-@pytest.fixture(autouse=True)
-def faulty(monkeypatch):
-    monkeypatch.setattr(tracking, 'MlflowClient', Faulty)
-    yield
-    blow_after(None)
-
-
 @pytest.mark.parametrize('half', [0, 1])  # two, so that two cores share them
-def test_random_lives(template, half):
+def test_random_lives(template, quick, faulty, half):  # noqa: F811
     Lives.template = template
     phases = [Phase.generate, *([Phase.shrink] if SEQUENCES < 100 else [])]
     run_state_machine_as_test(Lives, settings=settings(

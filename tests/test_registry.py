@@ -1,97 +1,189 @@
-"Life cycles in the registry: promotion, refusal, rollback, and what must never be confused."
+"Life cycles in the registry: promotion, refusal, rollback, what must never be confused, and what may be broken."
 import json
+import os
 import shutil
-import subprocess
-import sys
+import sqlite3
+import tempfile
+from pathlib import Path
 
 import pytest
+from conftest import copied, sweep_here, uri_of
 
 from bioai_esol.data import BioaiError, DataError, load_csv, load_esol
+from bioai_esol.journal import MODEL, history, snapshot
 from bioai_esol.policy import Policy
-from bioai_esol.registry import MODEL, by_alias, promote, retrain, rollback, status
-from bioai_esol.serving import load_champion
+from bioai_esol.promotion import promote, retrain
+from bioai_esol.registry import archive, check, restore, rollback, set_alias, status
+from bioai_esol.serving import compare, load_champion, load_version
 from bioai_esol.sweep import Grid, run_sweep
-from bioai_esol.tracking import StoreError, connect, fetch_artifacts, runs_table
+from bioai_esol.tracking import StoreError, connect, runs_table
+from quick import EASY, quick  # noqa: F401
 
-EASY = Policy(gap_threshold=3.0, r2_tolerance=0.99)
-
-
-def sweep(uri, tag, epochs, hidden_dim=16, **more):
-    grid = Grid(**dict(hidden_dim=hidden_dim, lr=1e-2, batch_size=64, dropout=0, weight_decay=0, epochs=epochs, run_tag=tag, workers=1) | more)
-    return run_sweep(grid, tracking_uri=uri)
+pytestmark = pytest.mark.usefixtures('quick')
 
 
 @pytest.fixture
-def uri(tmp_path):
-    return f'sqlite:///{tmp_path}/mlflow.db'
+def uri(template, tmp_path):
+    "A store with the sweeps `a`, `b`, `c` (each better than the one before) and nothing registered."
+    return copied(template, tmp_path)
 
 
-def aliases(uri):
-    return {k: str(v) for k, v in connect(uri).client.get_registered_model(MODEL).aliases.items()}
+@pytest.fixture(scope='module')
+def three(template, quick, tmp_path_factory):  # noqa: F811
+    "A store in which `a`, `b` and `c` became champion one after the other."
+    folder = tmp_path_factory.mktemp('three')
+    uri = copied(template, folder)
+    for tag in 'abc':
+        assert promote(tag, EASY, uri).approved
+    return folder
 
 
-def test_three_champions_and_two_rollbacks(uri, tmp_path):
+@pytest.fixture
+def crowned(three, tmp_path):
+    return copied(three, tmp_path)
+
+
+def aliases(uri): return snapshot(connect(uri)).aliases
+def statuses(uri): return status(uri).set_index('version').status.to_dict()
+
+
+def test_three_champions_and_two_rollbacks(crowned):
     "Worse never wins; a rollback goes to the latest champion that has not failed; nothing is deleted."
-    for tag, epochs in (('a', 1), ('b', 12), ('c', 60)):
-        sweep(uri, tag, epochs)
-        done = promote(tag, EASY, uri, allow_dirty=True)
-        assert done.approved, done.reason
-        assert done.decisions[0].note == 'bit for bit'
+    uri = crowned
     assert aliases(uri) == dict(champion='3')
-    store = connect(uri)
-    record = json.loads((fetch_artifacts(store, done.run['run_id'], tmp_path, 'decisions.json')).read_text())
-    assert [d['approved'] for d in record['decisions']] == [True] * 3
-    assert 'paired bootstrap' in done.decisions[-1].note
-    refused = promote('a', EASY, uri, allow_dirty=True)
+    assert statuses(uri) == {'1': 'archived', '2': 'archived', '3': 'champion'}
+    refused = promote('a', EASY, uri)
     assert not refused.approved and (refused.version, refused.champion) == ('4', '3')
     assert [r.name for r in refused.decisions[-1].rules if not r.passed][0] == 'improvement'
     assert aliases(uri) == dict(champion='3', candidate='4')
+    set_alias('shadow', '2', uri)
     assert rollback('drift', uri)[1] == '2'
+    before = status(uri).set_index('version')
+    assert before.status.to_dict() == {'1': 'archived', '2': 'champion', '3': 'failed_in_monitoring', '4': 'candidate'}
+    assert before.successor.to_dict() == {'1': '2', '2': '', '3': '2', '4': ''} and before.demoted_at['2'] == ''
+    assert before.why['3'] == 'drift' and before.why['2'] == 'champion again, because version 3 failed: drift'
     assert rollback('drift again', uri)[1] == '1'
     decision, champion = rollback('and again', uri)
-    assert not decision.approved and champion == '1'
-    table = status(uri).set_index('version')
-    assert table.status.to_dict() == {'1': 'champion', '2': 'failed_in_monitoring', '3': 'failed_in_monitoring', '4': 'candidate'}
-    assert table.failure_reason['3'] == 'drift'
-    sweep(uri, 'd', 30)
-    assert promote('d', EASY, uri, allow_dirty=True).champion == '5'
+    assert not decision.approved and champion == '1' and 'no earlier champion to go back to' in decision.reason
+    assert statuses(uri) == {'1': 'champion', '2': 'failed_in_monitoring', '3': 'failed_in_monitoring', '4': 'candidate'}
+    sweep_here(uri, 'd', 20)
+    assert promote('d', EASY, uri).champion == '5'
     assert rollback('too', uri)[1] == '1'  # 2 and 3 failed before: stepped over
+    assert aliases(uri) == dict(champion='1', shadow='2')
+    assert check(uri).holds.all()
+    told = history(uri)
+    assert told.action.tolist()[-5:] == ['rollback', 'register', 'candidate', 'promote', 'rollback']
+    assert told.outcome.tolist()[-5:] == ['refused', 'done', 'done', 'done', 'done']
+
+
+def test_every_decision_is_an_artifact_of_its_run(crowned, tmp_path):
+    uri = crowned
+    store, version = connect(uri), snapshot(connect(uri)).versions['3']
+    rollback('drift', uri)
+    set_alias('shadow', '3', uri)
+    files = sorted(f.path for f in store.client.list_artifacts(version.run_id, 'decisions'))
+    assert [f.split('-')[-1] for f in files] == [f'{a}.json' for a in ('register', 'candidate', 'promote', 'rollback', 'alias')]
+    texts = [json.loads(Path(p).read_text()) for p in sorted((tmp_path / 'mlartifacts').glob(f'{version.run_id}/artifacts/decisions/*'))]
+    promoted = texts[2]
+    assert promoted['policy']['min_improvement'] == 0.02 and promoted['who'] and promoted['code_version'] == 'c0ffee'
+    improvement = next(r for r in promoted['decisions'][-1]['rules'] if r['name'] == 'improvement')
+    assert improvement['limit'] == 0.02 and improvement['value'] > 0.02 and improvement['passed']
+    assert texts[3]['reason'] == 'drift' and ['alias/champion', '3', '2'] in texts[3]['changes']
+    assert [t['id'] for t in texts] == history(uri).query("run_id == @version.run_id").index.map(lambda i: snapshot(store).entries[i].id).tolist()
+
+
+def test_no_candidate_is_a_decision_too(uri, tmp_path):
+    done = promote('a', Policy(gap_threshold=1e-6), uri)
+    assert not done.approved
+    [entry] = history(uri).to_dict('records')
+    assert (entry['action'], entry['outcome'], entry['version']) == ('promote', 'refused', None) and 'none of 1 runs' in entry['reason']
+    assert connect(uri).client.get_run(entry['run_id']).data.tags['kind'] == 'sweep'
+    assert list((tmp_path / 'mlartifacts').glob(f"{entry['run_id']}/artifacts/decisions/*-promote.json"))
+    assert len(status(uri)) == 0
+
+
+def test_what_failed_stays_out_unless_forced(crowned):
+    "Neither the version, nor its settings under a new number; --force takes it and leaves a trace."
+    uri = crowned
+    rollback('drift', uri)
+    again = promote('c', EASY, uri)
+    assert not again.approved and 'version 3, with these settings, failed in monitoring (drift)' in again.choice.runs.reason[0]
+    named = promote(version='3', policy=EASY, tracking_uri=uri)
+    assert not named.approved and 'failed in monitoring' in named.reason
+    with pytest.raises(BioaiError, match='--force'):
+        restore('3', 'please', uri)
+    with pytest.raises(BioaiError, match="is moved by 'bioai-esol promote'"):
+        set_alias('champion', '3', uri)
+    assert statuses(uri)['3'] == 'failed_in_monitoring' and len(statuses(uri)) == 3
+    forced = promote(version='3', policy=EASY, tracking_uri=uri, force=True)
+    assert forced.approved and forced.champion == '3' and statuses(uri)['3'] == 'champion'
+    rule = next(r for r in forced.decisions[-1].rules if r.name == 'not_failed')
+    assert 'taken all the same, by --force' in rule.reason
+    assert rollback('drift, as before', uri)[1] == '2'
+    anew = promote('c', EASY, uri, force=True)
+    assert anew.approved and anew.champion == '4'
+    assert check(uri).holds.all()
+
+
+def test_significance_can_be_a_rule(crowned):
+    uri = crowned
+    sweep_here(uri, 'd', 50)
+    strict = Policy(**EASY.model_dump() | dict(min_improvement=0.0, require_significance=True, regression_tolerance=0.99))
+    done = promote('d', strict, uri)
+    rule = next(r for r in done.decisions[-1].rules if r.name == 'significance')
+    assert rule.passed == (rule.value < 0) and 'better with probability' in rule.reason and '113 molecules' in done.decisions[-1].note
+    assert done.approved == rule.passed
+
+
+def test_archive_restore_and_a_second_judgement(crowned):
+    uri = crowned
+    promote('a', EASY, uri)
+    assert aliases(uri)['candidate'] == '4'
+    archive('candidate', 'looked at by hand: no', uri)
+    assert aliases(uri) == dict(champion='3') and statuses(uri)['4'] == 'archived'
+    with pytest.raises(BioaiError, match="'bioai-esol restore 4"):
+        promote(version='4', policy=EASY, tracking_uri=uri)
+    restore('4', 'one more look', uri)
+    again = promote(version='4', policy=EASY, tracking_uri=uri)
+    assert not again.approved and aliases(uri)['candidate'] == '4' and len(statuses(uri)) == 4
+
+
+def test_a_promotion_that_is_repeated_is_not_trained_again(crowned):
+    "Refused once, judged again: the same version, not another one."
+    uri = crowned
+    first, second = promote('a', EASY, uri), promote('a', EASY, uri)
+    assert (first.version, first.reused) == ('4', False) and (second.version, second.reused) == ('4', True)
+    assert promote('c', EASY, uri).already
+
+
+def test_a_champion_that_cannot_be_loaded_is_stepped_over(crowned, tmp_path):
+    uri = crowned
+    store = connect(uri)
+    shutil.rmtree(tmp_path / 'mlartifacts' / snapshot(store).versions['2'].run_id / 'artifacts' / 'model')
+    decision, champion = rollback('drift', uri)
+    assert decision.approved and champion == '1' and 'version 2 cannot be loaded' in decision.note
 
 
 def test_a_lost_reproduction_is_not_registered(uri):
-    sweep(uri, 'a', 4)
     store = connect(uri)
     [run] = runs_table(store, 'a').to_dict('records')
     store.client.log_metric(run['run_id'], 'best_val_rmse', run['best_val_rmse'] * (1 - 1e-12), step=99)
-    done = promote('a', EASY, uri, allow_dirty=True)
+    done = promote('a', EASY, uri)
     assert not done.approved and done.version is None
     assert repr(run['best_val_rmse']) in done.reason and 'must be equal' in done.reason
     assert len(status(uri)) == 0
     repeated = runs_table(store, 'a', 'retraining').iloc[0]
     assert repeated.repeats_run == run['run_id'] and repeated.reproduction == 'failed'
+    assert history(uri)[['action', 'outcome']].values.tolist() == [['register', 'refused']]
 
 
 def test_another_machine_gets_a_tolerance(uri):
-    sweep(uri, 'a', 4)
     store = connect(uri)
     [run] = runs_table(store, 'a').to_dict('records')
     store.client.set_tag(run['run_id'], 'processor', 'another one')
     store.client.log_metric(run['run_id'], 'best_val_rmse', run['best_val_rmse'] * 1.01, step=99)
-    done = promote('a', EASY, uri, allow_dirty=True)
+    done = promote('a', EASY, uri)
     assert done.approved and done.decisions[0].note == 'on another machine (processor)'
-
-
-def test_an_unreachable_store_is_not_a_missing_champion(uri, tmp_path):
-    sweep(uri, 'a', 2)
-    store = connect(uri)
-    assert by_alias(store, 'champion') is None
-    import sqlite3
-    with sqlite3.connect(tmp_path / 'mlflow.db') as db:
-        db.execute('alter table registered_models rename to gone')
-    with pytest.raises(StoreError, match='cannot ask'):
-        by_alias(store, 'champion')
-    with pytest.raises(BioaiError):
-        promote('a', EASY, uri, allow_dirty=True)
 
 
 def test_a_changed_table_is_not_retrained_on(uri, tmp_path):
@@ -105,41 +197,178 @@ def test_a_changed_table_is_not_retrained_on(uri, tmp_path):
         retrain(connect(uri), run)
 
 
-def test_a_dirty_tree_blocks_and_says_how_to_go_on(uri):
-    sweep(uri, 'a', 3)
-    from bioai_esol import registry
-    from bioai_esol.tracking import lineage
-    real = registry.lineage
+def test_a_dirty_tree_blocks_and_says_how_to_go_on(uri, monkeypatch):
+    from bioai_esol import promotion, tracking
+    for module in (promotion, tracking):
+        monkeypatch.setattr(module, 'code_version', lambda: dict(code_version='c0ffee', git_dirty='true'))
+    blocked = promote('a', EASY, uri)
+    assert not blocked.approved and '--allow-dirty' in blocked.reason and blocked.champion is None
+    assert promote('a', EASY, uri, allow_dirty=True).approved
+
+
+def test_two_versions_side_by_side(crowned, tmp_path):
+    uri = crowned
+    set_alias('shadow', '1', uri)
+    found = compare('shadow', 'champion', tracking_uri=uri)
+    assert found.versions == ('1', '3') and len(found.molecules) == 113 and not found.notes
+    runs = status(uri).set_index('version')
+    assert found.table().rmse.tolist() == pytest.approx([runs.test_rmse['1'], runs.test_rmse['3']], abs=1e-6)
+    assert found.difference.low > 0 and 'version 3 is better' in str(found)
+    load_esol().head(40)[['smiles', 'log_solubility']].to_csv(tmp_path / 'mine.csv', index=False)
+    mine = compare('1', '3', load_csv(tmp_path / 'mine.csv'), uri)
+    assert len(mine.molecules) == 40 and all('was trained on' in n for n in mine.notes) and len(mine.notes) == 2
+    assert (mine.molecules.error_1 == mine.molecules.predicted_1 - mine.molecules.log_solubility).all()
+    with pytest.raises(BioaiError, match='are the same version'):
+        compare('champion', '3', tracking_uri=uri)
+
+
+# what may be broken: one line, and nothing changed
+
+def tables(uri):
+    "All that a store holds about runs and versions, past MLflow; the lock file and its claims come and go."
+    with sqlite3.connect(uri.removeprefix('sqlite:///')) as db:
+        return {t: sorted(map(str, db.execute(f'select * from {t}'))) for t in
+                ('runs', 'tags', 'metrics', 'model_versions', 'model_version_tags', 'registered_model_aliases', 'registered_model_tags')}
+
+
+def refuses(uri, match, act=lambda uri: promote('c', EASY, uri), error=BioaiError):
+    before = tables(uri)
+    with pytest.raises(error, match=match) as e:
+        act(uri)
+    assert '\n' not in str(e.value) and tables(uri) == before
+    return e.value
+
+
+def test_an_unknown_run_tag_and_an_empty_experiment(uri, tmp_path):
+    refuses(uri, r"no runs with the run tag 'x' .*run tags: a, b, c", lambda uri: promote('x', EASY, uri))
+    empty = uri_of(tmp_path / 'empty')
+    (tmp_path / 'empty').mkdir()
+    connect(empty, create=True)
+    refuses(empty, "no sweep in .*: run 'bioai-esol sweep' first", lambda uri: promote(None, EASY, uri))
+
+
+@pytest.mark.parametrize('key', ['test_rmse', 'best_val_rmse', 'generalisation_gap', 'val_r2'])
+@pytest.mark.parametrize('broken', ['missing', 'nan'])
+def test_a_run_with_a_missing_or_nan_metric(uri, key, broken):
+    "Not eligible, with the metric's name as the reason; nothing is trained or registered."
+    store = connect(uri)
+    [run] = runs_table(store, 'a').to_dict('records')
+    if broken == 'nan':
+        store.client.log_metric(run['run_id'], key, float('nan'), step=999)
+    else:
+        with sqlite3.connect(uri.removeprefix('sqlite:///')) as db:
+            for table in ('latest_metrics', 'metrics'):
+                db.execute(f'delete from {table} where run_uuid = ? and key = ?', (run['run_id'], key))
+    done = promote('a', EASY, uri)
+    assert not done.approved and key in done.choice.runs.reason[0] and 'not logged or not finite' in done.choice.runs.reason[0]
+    assert len(runs_table(store, 'a', 'retraining')) == 0 and len(status(uri)) == 0
+
+
+def test_a_version_without_a_run(crowned):
+    uri = crowned
+    connect(uri).client.create_model_version(MODEL, '/nowhere')
+    row = status(uri).set_index('version').loc['4']
+    assert 'version 4 has no run' in row.why
+    refuses(uri, 'version 4 has no run', lambda uri: promote(version='4', policy=EASY, tracking_uri=uri))
+    refuses(uri, 'version 4 has no run', lambda uri: load_version('4', uri))
+    assert promote('a', EASY, uri).champion == '3'
+    found = check(uri).set_index('invariant')
+    assert 'version 4 has no run' in found.findings['nothing was deleted']
+
+
+def test_a_run_that_was_deleted_behind_our_back(crowned):
+    uri = crowned
+    store = connect(uri)
+    run_id = snapshot(store).versions['3'].run_id
+    store.client.delete_run(run_id)
+    refuses(uri, f"cannot be compared|compared with the champion: version 3: run {run_id} .* was deleted: 'mlflow runs restore",
+            lambda uri: promote('a', EASY, uri))
+    assert 'was deleted' in status(uri).set_index('version').why['3']
+    assert not check(uri).holds.all()
+    assert rollback('its run is gone', uri)[1] == '2'  # the way out
+    assert promote('a', EASY, uri).champion == '2'
+
+
+@pytest.mark.parametrize('break_it, text', [
+    (lambda folder: shutil.rmtree(folder), 'has no artifact'),
+    (lambda folder: (folder / 'weights.safetensors').unlink(), 'weights.safetensors is missing'),
+    (lambda folder: os.truncate(folder / 'weights.safetensors', 300), 'weights.safetensors was altered or cut short'),
+    (lambda folder: (folder / 'weights.safetensors').write_bytes((folder / 'weights.safetensors').read_bytes()[:-1] + b'\1'), 'was altered'),
+    (lambda folder: (folder / 'model.json').write_text('{}'), 'model.json was altered'),
+], ids=['gone', 'missing', 'cut', 'altered', 'config'])
+def test_model_files_that_are_gone_or_changed(crowned, tmp_path, break_it, text):
+    "The champion does not answer with other weights than the registered ones; a version that is broken is not promoted."
+    uri = crowned
+    store = connect(uri)
+    break_it(tmp_path / 'mlartifacts' / snapshot(store).versions['3'].run_id / 'artifacts/model/artifacts')
+    refuses(uri, f'version 3 cannot be loaded: .*{text}', load_champion, StoreError)
+    assert text in ' '.join(check(uri).findings)
+    assert rollback('its files are broken', uri)[1] == '2'
+    named = promote(version='3', policy=EASY, tracking_uri=uri, force=True)
+    assert not named.approved and [r.name for r in named.decisions[-1].rules if not r.passed] == ['model_files']
+    assert named.champion == '2' and load_champion(uri).version == '2'
+
+
+def test_a_broken_candidate_is_not_promoted(uri, monkeypatch):
+    "The files are looked at between registration and crown, however they came to be broken."
+    import bioai_esol.promotion as promotion
+    real = promotion._register
+
+    def register(t, run, *args):
+        folder = Path(t.store.client.get_run(run['run_id']).info.artifact_uri.removeprefix('file://'))
+        os.truncate(folder / 'model/artifacts/weights.safetensors', 100)
+        return real(t, run, *args)
+    monkeypatch.setattr(promotion, '_register', register)
+    done = promote('a', EASY, uri)
+    assert not done.approved and 'was altered or cut short' in done.reason and done.champion is None
+    assert aliases(uri) == dict(candidate='1')
+
+
+def test_an_unreachable_store_is_not_a_missing_champion(uri):
+    with sqlite3.connect(uri.removeprefix('sqlite:///')) as db:
+        db.execute('alter table registered_models rename to gone')
+    store = connect(uri)
+    with pytest.raises(StoreError, match='did not get registered model'):
+        snapshot(store)
+    for act in (lambda uri: promote('a', EASY, uri), load_champion, status, lambda uri: rollback('drift', uri)):
+        with pytest.raises(StoreError) as e:
+            act(uri)
+        assert '\n' not in str(e.value) and not e.value.absent
+    for act in (lambda uri: promote('a', EASY, uri), load_champion, status, history, check):
+        with pytest.raises(StoreError, match='cannot reach the tracking server'):
+            act('http://127.0.0.1:9')
+
+
+def test_a_store_of_an_older_schema(crowned):
+    uri = crowned
+    with sqlite3.connect(uri.removeprefix('sqlite:///')) as db:
+        db.execute("update alembic_version set version_num = 'cc1f77228345'")
+    for act in (lambda uri: promote('c', EASY, uri), status, load_champion, lambda uri: rollback('drift', uri)):
+        refuses(uri, 'cannot use the tracking store .*mlflow db upgrade', act, StoreError)
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='file modes as on Unix')
+def test_a_store_that_is_read_only(three):
+    "As another user sees it, where root would be let through; looking works, changing is one line."
+    folder = Path(tempfile.mkdtemp())
+    uri = copied(three, folder)
+    promote('a', EASY, uri)
+    for path in [folder, *folder.rglob('*')]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before, root = tables(uri), os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
     try:
-        registry.lineage = lambda task, device: lineage(task, device) | dict(code_version='c0ffee', git_dirty='true')
-        blocked = promote('a', EASY, uri)
-        assert not blocked.approved and '--allow-dirty' in blocked.reason and blocked.champion is None
-        assert promote('a', EASY, uri, allow_dirty=True).approved
+        assert load_champion(uri).version == '3' and len(status(uri)) == 4
+        for act in (lambda: rollback('drift', uri), lambda: set_alias('shadow', '1', uri), lambda: promote('a', EASY, uri),
+                    lambda: archive('4', 'no', uri)):
+            with pytest.raises(StoreError) as e:
+                act()
+            assert '\n' not in str(e.value) and ('cannot write' in str(e.value) or 'readonly' in str(e.value)), e.value
     finally:
-        registry.lineage = real
-
-
-def test_the_champion_in_other_processes(tmp_path):
-    "The champion answers alike through this package, and through MLflow's pyfunc with pickle forbidden, in processes of their own."
-    uri = f'sqlite:///{tmp_path}/mlflow.db'
-    sweep(uri, 'a', 5)
-    assert promote('a', EASY, uri, allow_dirty=True).approved
-    here = load_champion(uri).predict(['CCO', 'c1ccccc1', 'C'])
-    code = (f"import mlflow, pandas as pd, json; mlflow.set_tracking_uri({uri!r}); "
-            "m = mlflow.pyfunc.load_model('models:/EsolPrediction@champion'); "
-            "print(json.dumps(m.predict(pd.DataFrame(dict(smiles=['CCO', 'c1ccccc1', 'C']))).log_solubility.tolist()))")
-    import os
-    env = dict(os.environ, MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env, timeout=120)
-    assert out.returncode == 0, out.stderr
-    assert json.loads(out.stdout.splitlines()[-1]) == here.log_solubility.tolist()
-    files = [p.suffix for p in (tmp_path / 'mlartifacts').rglob('*') if p.is_file()]
-    assert not {'.pkl', '.pickle', '.pt', '.pth'} & set(files) and '.safetensors' in files
-
-
-def test_artifacts_that_are_gone_are_named(uri, tmp_path):
-    sweep(uri, 'a', 2)
-    assert promote('a', EASY, uri, allow_dirty=True).approved
-    shutil.rmtree(tmp_path / 'mlartifacts')
-    with pytest.raises(StoreError, match='has no artifact'):
-        load_champion(uri)
+        if root:
+            os.seteuid(0)
+    assert tables(uri) == before
+    for path in [folder, *folder.rglob('*')]:
+        path.chmod(0o755)
+    shutil.rmtree(folder)

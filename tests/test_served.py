@@ -1,0 +1,127 @@
+"A registered model outside of this package: its files, its schema, MLflow's own loader and server, with pickle forbidden."
+import json
+import os
+import pickletools
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import pytest
+import yaml
+from conftest import copied
+
+from bioai_esol.journal import snapshot
+from bioai_esol.promotion import promote
+from bioai_esol.serving import load_champion
+from bioai_esol.tracking import connect
+from quick import EASY, quick  # noqa: F401
+
+ASKED = ['CCO', 'c1ccccc1', 'C1CC', 'C']
+NO_PICKLE = dict(MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
+
+
+@pytest.fixture(scope='module')
+def crowned(template, quick, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp('served')
+    assert promote('a', EASY, copied(template, folder)).champion == '1'
+    return folder
+
+
+@pytest.fixture
+def uri(crowned): return f'sqlite:///{crowned}/mlflow.db'
+
+
+@pytest.fixture
+def model(uri, crowned): return crowned / 'mlartifacts' / snapshot(connect(uri)).versions['1'].run_id / 'artifacts' / 'model'
+
+
+def is_pickle(raw):
+    "A stream of pickle opcodes from its first byte to a STOP; plain text may look like one for a few bytes, never with a protocol in front."
+    if raw[:1] != b'\x80':
+        return False
+    try:
+        return any(op.name == 'STOP' for op, _, _ in pickletools.genops(raw))
+    except (ValueError, UnicodeDecodeError):
+        return False
+
+
+def test_no_file_of_a_registered_model_is_a_pickle(model):
+    import pickle
+    assert is_pickle(pickle.dumps(dict(a=1)))  # the scan finds one
+    files = [p for p in model.rglob('*') if p.is_file()]
+    assert {'MLmodel', 'weights.safetensors', 'model.json'} <= {p.name for p in files}
+    for p in files:
+        assert p.suffix not in ('.pkl', '.pickle', '.pt', '.pth', '.joblib'), p
+        assert not is_pickle(p.read_bytes()) and not zipfile.is_zipfile(p), p
+    flavour = yaml.safe_load((model / 'MLmodel').read_text())['flavors']['python_function']
+    assert flavour['model_code_path'] and 'python_model' not in flavour  # models from code
+
+
+def test_the_schema_says_smiles_in_and_log_solubility_with_its_unit_out(model):
+    signature = yaml.safe_load((model / 'MLmodel').read_text())['signature']
+    assert [(c['name'], c['type']) for c in json.loads(signature['inputs'])] == [('smiles', 'string')]
+    assert [c['name'] for c in json.loads(signature['outputs'])][:3] == ['smiles', 'log_solubility', 'unit']
+
+
+def in_another_process(uri):
+    code = (f"import mlflow, pandas as pd; mlflow.set_tracking_uri({uri!r}); m = mlflow.pyfunc.load_model('models:/EsolPrediction@champion'); "
+            f"print(m.predict(pd.DataFrame(dict(smiles={ASKED!r}))).to_json(orient='records'))")
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, **NO_PICKLE), timeout=120)
+
+
+def agrees(rows, uri):
+    here = load_champion(uri).predict(ASKED)
+    assert [r['model_version'] for r in rows] == ['1'] * 4 and {r['unit'] for r in rows} == {'log10(mol/L)'}
+    assert [bool(r['error']) for r in rows] == [False, False, True, False]
+    for r, mine in zip(rows, here.log_solubility):
+        assert r['log_solubility'] == pytest.approx(mine, nan_ok=True) if r['log_solubility'] is not None else mine != mine
+
+
+def test_mlflow_loads_it_in_another_process(uri):
+    done = in_another_process(uri)
+    assert done.returncode == 0, done.stderr
+    agrees(json.loads(done.stdout.splitlines()[-1]), uri)
+
+
+def test_mlflow_serves_it_over_http(uri, crowned):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    bin_ = Path(sys.executable).parent
+    env = dict(os.environ, MLFLOW_TRACKING_URI=uri, PATH=f"{bin_}:{os.environ['PATH']}", **NO_PICKLE)
+    command = [str(bin_ / 'mlflow'), 'models', 'serve', '-m', 'models:/EsolPrediction@champion', '--env-manager', 'local', '--host', '127.0.0.1', '-p', str(port)]
+    with open(crowned / 'serve.log', 'w') as log:
+        p = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+    try:
+        for _ in range(400):
+            assert p.poll() is None, (crowned / 'serve.log').read_text()
+            try:
+                urlopen(f'http://127.0.0.1:{port}/ping', timeout=5).close()
+                break
+            except (URLError, OSError):
+                time.sleep(0.25)
+
+        def ask(body):
+            request = Request(f'http://127.0.0.1:{port}/invocations', json.dumps(body).encode(), {'Content-Type': 'application/json'})
+            return json.loads(urlopen(request, timeout=60).read())['predictions']
+        agrees(ask(dict(dataframe_split=dict(columns=['smiles'], data=[[s] for s in ASKED]))), uri)
+        with pytest.raises(HTTPError) as e:
+            ask(dict(dataframe_split=dict(columns=['molecule'], data=[['CCO']])))
+        assert e.value.code == 400
+    finally:
+        os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+
+
+def test_altered_weights_answer_nobody(uri, model):
+    "MLflow's own loader does not know our checksums; the model compares them itself. The last test of this file: it breaks the store."
+    weights = model / 'artifacts' / 'weights.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-1] + b'\1')
+    done = in_another_process(uri)
+    assert done.returncode != 0 and 'not the registered ones' in done.stderr
