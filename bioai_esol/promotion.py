@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIGNATURE', 'dataset_of', 'machine_differences', 'retrain', 'failed_settings', 'Promotion', 'promote']
 
-# %% ../nbs/12_promotion.ipynb #e412dcee
+# %% ../nbs/12_promotion.ipynb #9fb32122
 import tempfile, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 import bioai_esol
 from .data import BioaiError, DataError, Dataset, esol, load_csv
-from .journal import Snapshot, Turn, snapshot, turn
+from .journal import Snapshot, Turn, settled, snapshot, turn
 from .metrics import PairedDifference, paired_rmse_difference
 from .policy import Choice, Decision, Policy, Rule, choose_candidate, promotion, registration, reproduction
 from .registry import checksums, crown, damage, find, make_candidate, run_of
@@ -214,7 +214,7 @@ def _take_turn(t: Turn, choice: Choice, run: dict, tags: dict[str, str], decisio
 def _already(seen: Snapshot, champion_run: dict | None, chosen: dict) -> bool:
     return champion_run is not None and chosen['run_id'] in (champion_run.get('repeats_run'), champion_run['run_id'])
 
-# %% ../nbs/12_promotion.ipynb #597ecffe
+# %% ../nbs/12_promotion.ipynb #c8c73a15
 def promote(
     run_tag: str | None = None,        # the sweep to choose from; the newest when not given
     policy: Policy | None = None,
@@ -226,9 +226,7 @@ def promote(
 ) -> Promotion:
     "Choose a candidate, retrain and register it, and make it champion if every rule agrees."
     store, terms = connect(tracking_uri), _Terms(policy or Policy(), allow_dirty, force)
-    seen = snapshot(store)
-    if seen.open and not dry_run:
-        with turn(store) as t: seen = t.seen
+    seen = snapshot(store) if dry_run else settled(store)
     tag, choice = _named(store, seen, version, terms) if version is not None else _choose(store, seen, run_tag, terms)
     champion, before = _champion_run(store, seen), seen.aliases.get('champion')
     if choice.approved and not dry_run and not _already(seen, champion, choice.chosen): return _carry_out(store, seen, tag, choice, terms, version is None)

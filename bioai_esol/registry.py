@@ -6,7 +6,7 @@
 __all__ = ['MODEL_FILES', 'STATUSES', 'FIGURES', 'find', 'run_of', 'checksums', 'fetch_model', 'damage', 'make_candidate',
            'crown', 'rollback', 'set_alias', 'archive', 'restore', 'status', 'check']
 
-# %% ../nbs/11_registry.ipynb #489a2e14
+# %% ../nbs/11_registry.ipynb #6a17f930
 import hashlib, re, tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 
 from .data import BioaiError
-from .journal import Entry, Snapshot, Turn, now, snapshot, turn
+from .journal import Entry, Snapshot, Turn, now, settled, short, turn
 from .model import load_model
 from .policy import Decision, reproducible, rollback_decision
 from .tracking import Store, StoreError, connect, fetch_artifacts, run_row
@@ -74,12 +74,12 @@ def damage(store: Store, version: ModelVersion) -> str:
         except BioaiError as e: return str(e)
     return ''
 
-# %% ../nbs/11_registry.ipynb #22671bd0
+# %% ../nbs/11_registry.ipynb #6e51b7a0
 STATUSES = ('registered', 'candidate', 'champion', 'archived', 'failed_in_monitoring')
 
 def _becomes(version: str, status: str, why: str, **tags: str | None) -> dict[str, str | None]:
     "The places of a change of status."
-    return {f'version/{version}/{k}': v for k, v in dict(status=status, since=now(), why=why, **tags).items()}
+    return {f'version/{version}/{k}': v for k, v in dict(status=status, since=now(), why=short(why, 300), **tags).items()}
 
 def _retired(seen: Snapshot, version: str | None, successor: str, why: str) -> dict[str, str | None]:
     "What happens to the one before; a version that failed stays marked as failed."
@@ -203,7 +203,7 @@ def restore(
         if t.seen.status(number) != 'archived': raise BioaiError(f"version {number} is not archived: it is {t.seen.status(number)}")
         return t.commit('restore', reason, _becomes(number, 'registered', reason, successor=None), number, t.seen.versions[number].run_id)
 
-# %% ../nbs/11_registry.ipynb #b4c9ea5d
+# %% ../nbs/11_registry.ipynb #c29906f1
 FIGURES = ('best_val_rmse', 'test_rmse', 'test_mae', 'test_r2', 'generalisation_gap')
 
 def _status_row(store: Store, seen: Snapshot, version: ModelVersion) -> dict:
@@ -223,9 +223,7 @@ def status(
 ) -> pd.DataFrame:  # one row a version, newest first: `version`, `alias`, `status`, `since`, `why`, its runs and their figures
     "Every registered version with its aliases, figures and fate; what a crash left open is settled first."
     store = connect(tracking_uri)
-    seen = snapshot(store)
-    if seen.open:
-        with turn(store) as t: seen = t.seen
+    seen = settled(store)
     return pd.DataFrame([_status_row(store, seen, v) for v in reversed(seen.versions.values())])
 
 # %% ../nbs/11_registry.ipynb #1eea4cd5
@@ -271,13 +269,13 @@ def _champion_lineage(store: Store, seen: Snapshot) -> list[str]:
         return [str(e)]
     return [r.reason for r in reproducible(run, allow_dirty=True) if not r.passed]
 
-# %% ../nbs/11_registry.ipynb #a48411c9
+# %% ../nbs/11_registry.ipynb #1146d8ad
 def check(
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:  # one row an invariant: `invariant`, `holds`, `findings`
     "Look at everything that must always hold; what a crash left open is settled first."
     store = connect(tracking_uri)
-    with turn(store) as t: seen = t.seen
+    seen = settled(store)
     champion = seen.aliases.get('champion')
     found = {'candidate and champion: at most one each, and tagged so': _one_of_each(seen),
              'the champion has not failed': [f"version {champion} failed: {seen.at(f'version/{champion}/why')}"]

@@ -1,6 +1,7 @@
 "What tests share: a store of their own, small sweeps, and the program as a process."
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -24,6 +25,24 @@ def program(tmp_path):
     def run(*args, cwd=tmp_path, timeout=300, env=None):
         command = [PROGRAM, *map(str, args)]
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=dict(os.environ, COLUMNS='140', **(env or {})))
+    return run
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capfd):
+    "The same as `program` without a process of its own, for the many that only ask what is said: importing MLflow and PyTorch takes seconds."
+    def run(*args, cwd=tmp_path):
+        from bioai_esol.cli import main
+        monkeypatch.setenv('COLUMNS', '140')
+        monkeypatch.chdir(cwd)
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            code = main([str(a) for a in args])
+        except SystemExit as e:
+            code = e.code
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return subprocess.CompletedProcess(args, code, *capfd.readouterr())
     return run
 
 

@@ -32,14 +32,14 @@ def one_line(done, status, *words):
         assert word in done.stderr, done.stderr
 
 
-def test_help_is_quick_and_names_the_commands(program):
+def test_help_is_quick_and_names_the_commands(program, here):
     start = time.perf_counter()
     done = program('--help')
     assert done.returncode == 0 and time.perf_counter() - start < 5  # its limit is one second; loaded machines get room
     for word in ('sweep', 'promote', 'rollback', 'status', 'predict', 'train', 'history', 'compare', 'alias', 'archive', 'restore', 'Exit status'):
         assert word in done.stdout
     for command in ('train', 'sweep', 'promote', 'rollback', 'archive', 'restore', 'alias', 'status', 'history', 'compare', 'predict'):
-        assert program(command, '--help').returncode == 0
+        assert here(command, '--help').returncode == 0
 
 
 @pytest.mark.parametrize('args, words', [
@@ -61,8 +61,8 @@ def test_help_is_quick_and_names_the_commands(program):
     (['history'], ['no tracking store']),
     (['frobnicate'], ['invalid choice']),
 ])
-def test_wrong_use_is_one_clear_line(program, tmp_path, args, words):
-    one_line(program(*args), 2, *words)
+def test_wrong_use_is_one_clear_line(here, tmp_path, args, words):
+    one_line(here(*args), 2, *words)
     assert not (tmp_path / 'mlflow.db').exists()  # nothing half done
 
 
@@ -121,52 +121,53 @@ def test_predict_in_another_process(program, crowned, tmp_path):
     one_line(program('predict', '--input', tmp_path / 'wrong.csv', cwd=crowned), 2, "no column 'smiles'")
 
 
-def test_status_history_and_rollback(program, crowned):
-    [row] = json.loads(program('status', '--json', cwd=crowned).stdout)
+def test_status_history_and_rollback(here, crowned):
+    [row] = json.loads(here('status', '--json', cwd=crowned).stdout)
     assert (row['version'], row['alias'], row['status'], row['why']) == ('1', 'champion', 'champion', 'first champion')
-    done = program('rollback', '--reason', 'drift', cwd=crowned)
+    done = here('rollback', '--reason', 'drift', cwd=crowned)
     assert done.returncode == 1 and 'no earlier champion' in done.stdout
-    told = json.loads(program('history', '--json', cwd=crowned).stdout)
+    told = json.loads(here('history', '--json', cwd=crowned).stdout)
     assert [(e['action'], e['outcome']) for e in told][:4] == [('register', 'done'), ('candidate', 'done'), ('promote', 'done'), ('rollback', 'refused')]
-    shown = program('history', cwd=crowned).stdout
+    shown = here('history', cwd=crowned).stdout
     assert 'champion: – → 1' in shown and 'no earlier champion' in shown and max(map(len, shown.splitlines())) <= 140
-    shown = program('status', cwd=crowned).stdout
+    shown = here('status', cwd=crowned).stdout
     assert 'champion' in shown and f"{row['test_rmse']:.4f}" in shown
-    checked = program('status', '--check', cwd=crowned)
+    checked = here('status', '--check', cwd=crowned)
     assert checked.returncode == 0 and checked.stdout.count('✓') == 6
 
 
-def test_aliases_and_the_archive(program, crowned):
-    assert program('alias', 'shadow', 'champion', cwd=crowned).stdout.strip() == 'version 1: alias, shadow set'
-    assert program('alias', 'shadow', '--remove', cwd=crowned).returncode == 0
-    one_line(program('alias', 'shadow', '--remove', cwd=crowned), 2, "there is no alias 'shadow'")
-    one_line(program('alias', 'champion', '1', cwd=crowned), 2, 'is moved by')
-    one_line(program('archive', '1', '--reason', 'old', cwd=crowned), 2, 'version 1 is the champion')
-    one_line(program('restore', '7', '--reason', 'new', cwd=crowned), 2, "no version '7'", 'there are: 1, champion')
-    one_line(program('compare', '1', 'champion', cwd=crowned), 2, 'are the same version')
-    one_line(program('promote', '--version', '9', cwd=crowned), 2, "no version '9'")
-    one_line(program('promote', '--run-tag', 'nothing', cwd=crowned), 2, "no runs with the run tag 'nothing'", 'run tags: tiny')
+def test_aliases_and_the_archive(here, crowned):
+    assert here('alias', 'shadow', 'champion', cwd=crowned).stdout.strip() == 'version 1: alias, shadow set'
+    assert here('alias', 'shadow', '--remove', cwd=crowned).returncode == 0
+    one_line(here('alias', 'shadow', '--remove', cwd=crowned), 2, "there is no alias 'shadow'")
+    one_line(here('alias', 'champion', '1', cwd=crowned), 2, 'is moved by')
+    one_line(here('archive', '1', '--reason', 'old', cwd=crowned), 2, 'version 1 is the champion')
+    one_line(here('restore', '7', '--reason', 'new', cwd=crowned), 2, "no version '7'", 'there are: 1, champion')
+    one_line(here('compare', '1', 'champion', cwd=crowned), 2, 'are the same version')
+    one_line(here('promote', '--version', '9', cwd=crowned), 2, "no version '9'")
+    one_line(here('promote', '--run-tag', 'nothing', cwd=crowned), 2, "no runs with the run tag 'nothing'", 'run tags: tiny')
 
 
-def test_promote_says_no_with_status_1_and_the_way_out(program, crowned):
-    done = program('promote', '--gap-threshold', '1e-9', '--r2-tolerance', '0', '--dry-run', '--json', cwd=crowned)
+def test_promote_says_no_with_status_1_and_the_way_out(here, crowned):
+    done = here('promote', '--gap-threshold', '1e-9', '--r2-tolerance', '0', '--dry-run', '--json', cwd=crowned)
     outcome = json.loads(done.stdout)
     assert done.returncode == (0 if outcome['approved'] else 1)
     if outcome['smallest_gap_threshold'] is not None:
-        again = program('promote', '--gap-threshold', outcome['smallest_gap_threshold'], '--dry-run', '--allow-dirty', cwd=crowned)
+        again = here('promote', '--gap-threshold', outcome['smallest_gap_threshold'], '--dry-run', '--allow-dirty', cwd=crowned)
         assert 'no candidate' not in again.stdout
-    again = program('promote', *EASY, cwd=crowned)
+    again = here('promote', *EASY, cwd=crowned)
     assert again.returncode == 0 and 'is the champion already' in again.stdout
 
 
-def test_a_dry_run_changes_nothing(program, swept, tmp_path):
+def test_a_dry_run_changes_nothing(here, swept, tmp_path):
     shutil.copytree(swept, tmp_path / 'copy')
     def runs():
         import sqlite3
         with sqlite3.connect(tmp_path / 'copy/mlflow.db') as db:
-            return [db.execute(f'select count(*) from {t}').fetchone() for t in ('runs', 'tags', 'registered_models', 'registered_model_tags', 'model_versions')]
+            return [db.execute(f'select count(*) from {t}').fetchone() for t in ('runs', 'tags', 'registered_models', 'registered_model_tags',
+                                                                                     'model_versions')]
     before = runs()
-    program('promote', '--dry-run', *EASY, cwd=tmp_path / 'copy')
+    here('promote', '--dry-run', *EASY, cwd=tmp_path / 'copy')
     assert runs() == before
 
 

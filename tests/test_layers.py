@@ -6,7 +6,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-ORDER = ['data', 'split', 'features', 'metrics', 'model', 'training', 'tracking', 'sweep', 'analysis', 'policy', 'journal', 'registry', 'promotion', 'serving', 'monitoring', 'cli']
+ORDER = ['data', 'split', 'features', 'metrics', 'model', 'training', 'tracking', 'sweep', 'analysis', 'policy',
+         'journal', 'registry', 'promotion', 'serving', 'monitoring', 'cli']
 MAY_USE_MLFLOW = {'tracking', 'journal', 'registry', 'promotion', 'serving'}
 MODULES = sorted(p for p in (ROOT / 'bioai_esol').glob('*.py') if p.stem not in ('__init__', '_modidx'))
 

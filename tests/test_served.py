@@ -95,7 +95,8 @@ def test_mlflow_serves_it_over_http(uri, crowned):
         port = s.getsockname()[1]
     bin_ = Path(sys.executable).parent
     env = dict(os.environ, MLFLOW_TRACKING_URI=uri, PATH=f"{bin_}:{os.environ['PATH']}", **NO_PICKLE)
-    command = [str(bin_ / 'mlflow'), 'models', 'serve', '-m', 'models:/EsolPrediction@champion', '--env-manager', 'local', '--host', '127.0.0.1', '-p', str(port)]
+    command = [str(bin_ / 'mlflow'), 'models', 'serve', '-m', 'models:/EsolPrediction@champion', '--env-manager', 'local',
+               '--host', '127.0.0.1', '-p', str(port)]
     with open(crowned / 'serve.log', 'w') as log:
         p = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
     try:
