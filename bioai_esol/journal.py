@@ -6,8 +6,8 @@
 __all__ = ['MODEL', 'logger', 'LEASE', 'COLUMNS', 'Entry', 'now', 'who', 'short', 'new_entry', 'Snapshot', 'snapshot', 'turn',
            'settled', 'Turn', 'history']
 
-# %% ../nbs/10_journal.ipynb #8ce1c10b
-import getpass, json, logging, os, random, socket, time, uuid
+# %% ../nbs/10_journal.ipynb #9bec086b
+import json, logging, os, random, socket, time, uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -16,9 +16,9 @@ import pandas as pd
 from filelock import Timeout
 from mlflow.entities.model_registry import ModelVersion
 
-from .tracking import Store, StoreError, code_version, connect, process_alive, store_lock
+from .tracking import Store, StoreError, code_version, connect, process_alive, store_lock, user
 
-# %% ../nbs/10_journal.ipynb #9b80e723
+# %% ../nbs/10_journal.ipynb #6317fe6b
 MODEL = 'EsolPrediction'
 logger = logging.getLogger('bioai_esol')
 
@@ -49,7 +49,7 @@ class Entry:
         return cls(**values | dict(changes=tuple(map(tuple, values['changes']))))
 
 def now() -> str: return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
-def who() -> str: return f'{getpass.getuser()}@{socket.gethostname()}'
+def who() -> str: return f'{user()}@{socket.gethostname()}'
 
 # %% ../nbs/10_journal.ipynb #aa3c7d3a
 _LONGEST = 1000  # characters of a reason: a tag of a registered model holds 5000 in PostgreSQL, and an open entry holds its changes too

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_STORE', 'EXPERIMENT', 'LIBRARIES', 'StoreError', 'one_line', 'Client', 'Store', 'store_uri', 'sqlite_path',
-           'connect', 'process_alive', 'store_lock', 'code_version', 'machine', 'lineage', 'run_name', 'Writer',
+           'connect', 'user', 'process_alive', 'store_lock', 'code_version', 'machine', 'lineage', 'run_name', 'Writer',
            'fail_run', 'typed_params', 'search', 'runs_table', 'run_row', 'newest_run_tag', 'histories',
            'fetch_artifacts']
 
@@ -118,6 +118,11 @@ def connect(
         return Store(client, uri, found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=location))
 
 # %% ../nbs/06_tracking.ipynb #74abaa83
+def user() -> str:
+    "Who runs this process; in a container, a user may have a number and no name."
+    try: return getpass.getuser()
+    except (KeyError, OSError): return f'uid {os.getuid()}'
+
 def process_alive(
     host: str,
     pid: int,
@@ -136,7 +141,7 @@ def store_lock(
     "The lock of this machine for one purpose in one store; raises `StoreError` when it cannot be made."
     path = sqlite_path(store.uri)
     if path: folder, key = path.parent, path.name
-    else: folder, key = Path(tempfile.gettempdir()), f'{getpass.getuser()}-{hashlib.sha256(store.uri.encode()).hexdigest()[:12]}'
+    else: folder, key = Path(tempfile.gettempdir()), f'{user()}-{hashlib.sha256(store.uri.encode()).hexdigest()[:12]}'
     file = folder / f'.{key}.{purpose}.lock'
     with one_line(f"cannot write {file}"): file.touch()
     return FileLock(file)

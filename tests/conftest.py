@@ -97,3 +97,21 @@ def copied(source, folder):
             db.execute(f'update {table} set {column} = replace({column}, ?, ?)', (str(source), str(folder)))
     db.close()
     return uri_of(folder)
+
+
+@pytest.fixture(scope='module')
+def quick():
+    "See quick.py: promotions that pack the table once, from a clean code version."
+    import quick
+    with pytest.MonkeyPatch.context() as patch:
+        quick.install(patch.setattr)
+        yield
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    "A store that goes away when it is told to: `quick.blow_after`."
+    import quick
+    monkeypatch.setattr('bioai_esol.tracking.MlflowClient', quick.Faulty)
+    yield quick.Faulty
+    quick.blow_after(None)

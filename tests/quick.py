@@ -2,8 +2,6 @@
 that are forked from it, and the code version is a fixed clean one. Nothing of what is tested is replaced."""
 import time
 
-import pytest
-
 import bioai_esol.journal
 import bioai_esol.promotion
 import bioai_esol.tracking
@@ -33,13 +31,6 @@ def install(patch=setattr):
         patch(module, 'code_version', code_version)
 
 
-@pytest.fixture(scope='module')
-def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        install(patch.setattr)
-        yield
-
-
 class Faulty(bioai_esol.tracking.MlflowClient):
     "A client whose store goes away right after a given number of writes, and stays away until `fuse` is reset."
     fuse, stop, written = None, None, 0
@@ -67,13 +58,6 @@ def _faulty(name):
 
 for _name in Faulty.WRITES:
     setattr(Faulty, _name, _faulty(_name))
-
-
-@pytest.fixture
-def faulty(monkeypatch):
-    monkeypatch.setattr(bioai_esol.tracking, 'MlflowClient', Faulty)
-    yield Faulty
-    blow_after(None)
 
 
 def blow_after(writes):

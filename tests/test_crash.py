@@ -21,7 +21,7 @@ from bioai_esol.promotion import promote
 from bioai_esol.registry import check, rollback, set_alias, status
 from bioai_esol.serving import load_champion
 from bioai_esol.tracking import StoreError, connect
-from quick import EASY, Faulty, blow_after, faulty, quick, real_make_task  # noqa: F401
+from quick import EASY, Faulty, blow_after, real_make_task
 
 FORKS = mp.get_context('forkserver')
 
@@ -36,7 +36,7 @@ def forkserver():
 
 
 @pytest.fixture(scope='module')
-def crowned(template, quick, tmp_path_factory):  # noqa: F811
+def crowned(template, quick, tmp_path_factory):
     "A store in which `a` is champion; `b` and `c` are better."
     folder = tmp_path_factory.mktemp('crowned')
     uri = copied(template, folder)
@@ -59,7 +59,7 @@ def sound(uri):
     return seen
 
 
-def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty):  # noqa: F811
+def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty):
     "The champion is complete at every moment; the next command finishes or undoes, whichever command it is."
     uri = copied(crowned, tmp_path / 'whole')
     blow_after(None)
@@ -85,7 +85,7 @@ def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty
 
 
 @pytest.mark.parametrize('what', ['rollback', 'alias', 'candidate'])
-def test_a_rollback_and_an_alias_that_fail_after_any_single_write(crowned, tmp_path, faulty, what):  # noqa: F811
+def test_a_rollback_and_an_alias_that_fail_after_any_single_write(crowned, tmp_path, faulty, what):
     whole = copied(crowned, tmp_path / 'whole')
     assert promote('b', EASY, whole).champion == '2'
     if what == 'candidate':
@@ -133,7 +133,7 @@ def stopped_promotion(uri, writes, reached):
     promote('b', EASY, uri)
 
 
-def test_a_promotion_killed_at_any_of_ten_moments(crowned, tmp_path, faulty):  # noqa: F811
+def test_a_promotion_killed_at_any_of_ten_moments(crowned, tmp_path, faulty):
     "SIGKILL, at moments spread over the writes of a promotion (the first is that of the retraining); the next command repairs."
     blow_after(None)
     promote('b', EASY, copied(crowned, tmp_path / 'whole'))
@@ -156,7 +156,7 @@ def test_a_promotion_killed_at_any_of_ten_moments(crowned, tmp_path, faulty):  #
     assert set(champions) == {'1'}  # there was nobody to go back to, or the promotion was finished first and then rolled back
 
 
-def test_what_was_begun_is_finished_and_said(uri, faulty, caplog):  # noqa: F811
+def test_what_was_begun_is_finished_and_said(uri, faulty, caplog):
     blow_after(None)
     promote('b', EASY, copied(Path(uri.removeprefix('sqlite:///')).parent, Path(tempfile.mkdtemp())))
     blow_after(Faulty.written - 3)  # the crown is on, its tags are not all written
@@ -281,7 +281,7 @@ def test_a_hand_that_takes_no_turn_wins(uri, monkeypatch):
     assert 'another hand moved it' in found.findings['every move of champion is on record']
 
 
-def test_quick_is_what_it_says(quick):  # noqa: F811
+def test_quick_is_what_it_says(quick):
     "The shortcut of these tests gives the numbers of the real thing."
     folder = Path(tempfile.mkdtemp())
     store = sweep_here(uri_of(folder), 'x', 2)

@@ -18,7 +18,7 @@ from bioai_esol.promotion import promote
 from bioai_esol.registry import archive, check, restore, rollback, set_alias, status
 from bioai_esol.serving import load_champion
 from bioai_esol.tracking import StoreError, connect, runs_table
-from quick import EASY, blow_after, faulty, quick  # noqa: F401
+from quick import EASY, blow_after
 
 SEQUENCES = int(os.environ.get('BIOAI_SEQUENCES', 8))
 FREE = ('shadow', 'baseline')
@@ -266,7 +266,7 @@ class Lives(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize('half', [0, 1])  # two, so that two cores share them
-def test_random_lives(template, quick, faulty, half):  # noqa: F811
+def test_random_lives(template, quick, faulty, half):
     Lives.template = template
     phases = [Phase.generate, *([Phase.shrink] if SEQUENCES < 100 else [])]
     run_state_machine_as_test(Lives, settings=settings(

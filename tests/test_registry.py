@@ -17,7 +17,7 @@ from bioai_esol.registry import archive, check, restore, rollback, set_alias, st
 from bioai_esol.serving import compare, load_champion, load_version
 from bioai_esol.sweep import Grid, run_sweep
 from bioai_esol.tracking import StoreError, connect, runs_table
-from quick import EASY, quick  # noqa: F401
+from quick import EASY
 
 pytestmark = pytest.mark.usefixtures('quick')
 
@@ -29,7 +29,7 @@ def uri(template, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def three(template, quick, tmp_path_factory):  # noqa: F811
+def three(template, quick, tmp_path_factory):
     "A store in which `a`, `b` and `c` became champion one after the other."
     folder = tmp_path_factory.mktemp('three')
     uri = copied(template, folder)

@@ -20,14 +20,14 @@ from bioai_esol.journal import snapshot
 from bioai_esol.promotion import promote
 from bioai_esol.serving import load_champion
 from bioai_esol.tracking import connect
-from quick import EASY, quick  # noqa: F401
+from quick import EASY
 
 ASKED = ['CCO', 'c1ccccc1', 'C1CC', 'C']
 NO_PICKLE = dict(MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
 
 
 @pytest.fixture(scope='module')
-def crowned(template, quick, tmp_path_factory):  # noqa: F811
+def crowned(template, quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp('served')
     assert promote('a', EASY, copied(template, folder)).champion == '1'
     return folder
