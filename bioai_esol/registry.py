@@ -226,10 +226,10 @@ def status(
     seen = settled(store)
     return pd.DataFrame([_status_row(store, seen, v) for v in reversed(seen.versions.values())])
 
-# %% ../nbs/11_registry.ipynb #1eea4cd5
+# %% ../nbs/11_registry.ipynb #42271290
 def _one_of_each(seen: Snapshot) -> list[str]:
     "Aliases and status tags say the same."
-    found = []
+    found = [f"version {v} has the status {seen.status(v)!r}, which is none of {', '.join(STATUSES)}" for v in seen.versions if seen.status(v) not in STATUSES]
     for alias in ('candidate', 'champion'):
         holder = {seen.aliases[alias]} if alias in seen.aliases else set()
         tagged = {v for v in seen.versions if seen.status(v) == alias}
