@@ -54,11 +54,17 @@ class StoreError(BioaiError):
         "The store answered, and the answer is that there is no such thing: a model or version, or an alias."
         return self.code in ('RESOURCE_DOES_NOT_EXIST', 'INVALID_PARAMETER_VALUE')
 
+def _interrupted(e: BaseException | None) -> bool:
+    "Was it Ctrl-C? In the middle of a database call it comes out as an error of the session that could not be closed."
+    while e is not None and not isinstance(e, KeyboardInterrupt): e = e.__context__
+    return e is not None
+
 @contextmanager
 def one_line(what: str):  # e.g. `cannot ask sqlite:///mlflow.db for the champion`
     "Turn what MLflow and its database raise into a `StoreError` of one line."
     try: yield
     except (MlflowException, SQLAlchemyError, OSError) as e:
+        if _interrupted(e): raise KeyboardInterrupt from e
         text = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise StoreError(f"{what}: {text}", getattr(e, 'error_code', '')) from e
 
