@@ -68,12 +68,22 @@ def test_three_champions_and_two_rollbacks(crowned):
     assert statuses(uri) == {'1': 'champion', '2': 'failed_in_monitoring', '3': 'failed_in_monitoring', '4': 'candidate'}
     sweep_here(uri, 'd', 20)
     assert promote('d', EASY, uri).champion == '5'
-    assert rollback('too', uri)[1] == '1'  # 2 and 3 failed before: stepped over
+    assert rollback('too', uri)[1] == '1'
     assert aliases(uri) == dict(champion='1', shadow='2')
     assert check(uri).holds.all()
     told = history(uri)
     assert told.action.tolist()[-5:] == ['rollback', 'register', 'candidate', 'promote', 'rollback']
     assert told.outcome.tolist()[-5:] == ['refused', 'done', 'done', 'done', 'done']
+
+
+def test_a_failed_version_is_stepped_over(crowned):
+    "Somebody gives `champion` back to 3 by hand; the one before it, 2, has failed in the meantime."
+    uri = crowned
+    rollback('drift', uri)
+    assert rollback('drift', uri)[1] == '1'
+    connect(uri).client.set_registered_model_alias(MODEL, 'champion', '3')
+    decision, champion = rollback('still bad', uri)
+    assert champion == '1' and 'version 2 failed: drift' in decision.note
 
 
 def test_every_decision_is_an_artifact_of_its_run(crowned, tmp_path):
