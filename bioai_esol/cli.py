@@ -239,14 +239,17 @@ def _under(text: str, indent: int = 4) -> str:
     width, space = max(60, shutil.get_terminal_size((120, 24)).columns), ' ' * indent
     return '\n' + textwrap.fill(text, width, initial_indent=space, subsequent_indent=space, break_on_hyphens=False)
 
+def _write_csv(table, path: str):
+    from bioai_esol.data import DataError
+    try: table.to_csv(path, index=False)
+    except OSError as e: raise DataError(f"cannot write {path}: {e.strerror or e}") from None
+
 def _compare(args) -> int:
-    from bioai_esol.data import DataError, load_csv
+    from bioai_esol.data import load_csv
     data = load_csv(args.data, args.skip_bad_rows) if args.data else None
     from bioai_esol.serving import compare
     found = compare(args.version_a, args.version_b, data, args.tracking_uri)
-    if args.output:
-        try: found.molecules.to_csv(args.output, index=False)
-        except OSError as e: raise DataError(f"cannot write {args.output}: {e.strerror or e}") from None
+    if args.output: _write_csv(found.molecules, args.output)
     if args.json: print(_json(dict(versions=found.versions, table=found.table().to_dict('records'), difference=vars(found.difference), notes=found.notes)))
     else: print(found)
     return 0
@@ -272,14 +275,11 @@ def _read_smiles(args) -> 'pd.DataFrame':  # noqa: F821
     return table
 
 def _predict(args) -> int:
-    from bioai_esol.data import DataError
     table = _read_smiles(args)
     from bioai_esol.serving import load_champion
     found = load_champion(args.tracking_uri).predict(table['smiles'].tolist())
     out = table.assign(**{c: found[c].values for c in found.columns if c != 'smiles'})
-    if args.output:
-        try: out.to_csv(args.output, index=False)
-        except OSError as e: raise DataError(f"cannot write {args.output}: {e.strerror or e}") from None
+    if args.output: _write_csv(out, args.output)
     if args.json: print(_json(out.to_dict('records')))
     elif args.output: print(f"{len(out)} molecules, {(found.error != '').sum()} with an error, written to {args.output}")
     else: print(out.to_string(index=False, formatters=dict(log_solubility='{:.3f}'.format, solubility_mol_per_l='{:.3g}'.format)))

@@ -71,7 +71,6 @@ class Snapshot:
     aliases: dict[str, str] = field(default_factory=dict)            # name -> number
     entries: tuple[Entry, ...] = ()                                  # oldest first
     claims: dict[str, dict] = field(default_factory=dict)            # who is, or was, at work: see `turn`
-    exists: bool = False
 
     @property
     def open(self) -> list[Entry]: return [e for e in self.entries if e.outcome == 'begun']
@@ -95,7 +94,7 @@ def snapshot(store: Store) -> Snapshot:
     found = sorted(store.client.search_model_versions(f"name = '{MODEL}'"), key=lambda v: int(v.version))
     def tagged(prefix): return sorted((k.removeprefix(prefix), v) for k, v in model.tags.items() if k.startswith(prefix))
     return Snapshot({str(v.version): v for v in found}, {a: str(v) for a, v in model.aliases.items()},
-                    tuple(Entry.from_json(text) for _, text in tagged(_ENTRY)), {k: json.loads(text) for k, text in tagged(_CLAIM)}, True)
+                    tuple(Entry.from_json(text) for _, text in tagged(_ENTRY)), {k: json.loads(text) for k, text in tagged(_CLAIM)})
 
 # %% ../nbs/10_journal.ipynb #de27d44d
 def _write(store: Store, place: str, value: str | None):

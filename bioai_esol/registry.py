@@ -41,6 +41,13 @@ def run_of(
     try: return run_row(store, version.run_id)
     except StoreError as e: raise StoreError(f"version {version.version}: {e}", e.code) from e
 
+def _run_or_trouble(store: Store, version: ModelVersion) -> tuple[dict, str]:
+    "The run behind a version, or an empty one and why; a store that cannot be asked is still an error."
+    try: return run_of(store, version), ''
+    except StoreError as e:
+        if not e.absent: raise
+        return {}, str(e)
+
 # %% ../nbs/11_registry.ipynb #be24b2fe
 MODEL_FILES = ('weights.safetensors', 'model.json')
 
@@ -208,10 +215,7 @@ FIGURES = ('best_val_rmse', 'test_rmse', 'test_mae', 'test_r2', 'generalisation_
 
 def _status_row(store: Store, seen: Snapshot, version: ModelVersion) -> dict:
     number, tags = str(version.version), version.tags
-    try: run, trouble = run_of(store, version), ''
-    except StoreError as e:
-        if not e.absent: raise
-        run, trouble = {}, str(e)
+    run, trouble = _run_or_trouble(store, version)
     return (dict(version=number, alias=', '.join(seen.names(number)), status=seen.status(number), since=tags.get('since', ''),
                  why='; '.join(filter(None, [tags.get('why', ''), trouble])), run_name=run.get('run_name'), run_tag=run.get('run_tag'))
             | {k: run.get(k) for k in (*FIGURES, 'reproduction', 'code_version')}
@@ -253,21 +257,13 @@ def _nothing_deleted(store: Store, seen: Snapshot) -> list[str]:
     known = {e.version for e in seen.entries if e.version}
     top = max(map(int, {*seen.versions, *known}), default=0)
     found = [f"version {n} was deleted" for n in map(str, range(1, top + 1)) if n not in seen.versions]
-    for version in seen.versions.values():
-        try: run_of(store, version)
-        except StoreError as e:
-            if not e.absent: raise
-            found.append(str(e))
-    return found
+    return found + [trouble for v in seen.versions.values() if (trouble := _run_or_trouble(store, v)[1])]
 
 def _champion_lineage(store: Store, seen: Snapshot) -> list[str]:
     champion = seen.holder('champion')
     if champion is None: return []
-    try: run = run_of(store, champion)
-    except StoreError as e:
-        if not e.absent: raise
-        return [str(e)]
-    return [r.reason for r in reproducible(run, allow_dirty=True) if not r.passed]
+    run, trouble = _run_or_trouble(store, champion)
+    return [trouble] if trouble else [r.reason for r in reproducible(run, allow_dirty=True) if not r.passed]
 
 # %% ../nbs/11_registry.ipynb #1146d8ad
 def check(

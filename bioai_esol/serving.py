@@ -23,10 +23,11 @@ from .features import cut, pack
 from .model import GCN, load_model, predict_batch
 from .journal import MODEL, Snapshot, snapshot
 from .metrics import PairedDifference, bootstrap_rmse, mae, paired_rmse_difference, r2
-from .promotion import dataset_of
+from .promotion import config_of, dataset_of
 from .registry import checksums, fetch_model, find, run_of
+from .split import Split
 from .tracking import Store, connect
-from .training import TrainConfig, make_split
+from .training import make_split
 
 # %% ../nbs/13_serving.ipynb #26eef50f
 COLUMNS = ['smiles', 'log_solubility', 'unit', 'solubility_mol_per_l', 'model_version', 'error']
@@ -129,10 +130,14 @@ class Comparison:
                           *(f"note: {n}" for n in self.notes)])
 
 # %% ../nbs/13_serving.ipynb #9d4049a7
+def _divided(run: dict) -> tuple[Dataset, Split]:
+    "The data set of a run, and how it was divided."
+    dataset = dataset_of(run)
+    return dataset, make_split(dataset, config_of(run))
+
 def _training_molecules(run: dict) -> set[str]:
     "Canonical SMILES of what a run was fitted to or chosen by: its training and validation sets."
-    dataset = dataset_of(run)
-    split = make_split(dataset, TrainConfig(**{k: run[k] for k in TrainConfig.model_fields}))
+    dataset, split = _divided(run)
     return {canonical_smiles(dataset.smiles[i]) for part in (split.train, split.val) for i in part}
 
 def _unfair(run: dict, version: str, molecules: set[str]) -> list[str]:
@@ -141,8 +146,8 @@ def _unfair(run: dict, version: str, molecules: set[str]) -> list[str]:
     return [f"version {version} was trained on {known} of these {len(molecules)} molecules"] if known else []
 
 def _test_set(run: dict) -> pd.DataFrame:
-    dataset = dataset_of(run)
-    return dataset.frame.iloc[make_split(dataset, TrainConfig(**{k: run[k] for k in TrainConfig.model_fields})).test]
+    dataset, split = _divided(run)
+    return dataset.frame.iloc[split.test]
 
 def compare(
     version_a: str,                  # a number or an alias
