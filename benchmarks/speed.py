@@ -31,7 +31,8 @@ from tqdm.auto import tqdm
 
 from bioai_esol.data import esol
 from bioai_esol.features import N_FEATURES
-from bioai_esol.sweep import Grid, cores, run_sweep
+from bioai_esol.grid import Grid, cores
+from bioai_esol.sweep import run_sweep
 from bioai_esol.training import Task, TrainConfig, make_task, one_thread, train
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,6 +14,11 @@ PROGRAM = str(Path(sys.executable).with_name('bioai-esol'))
 SMALL = ['--hidden-dim', '8,16', '--lr', '1e-2', '--batch-size', '64', '--dropout', '0,0.2', '--weight-decay', '0,1e-4']
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _kept_runs_elsewhere(tmp_path_factory):
+    os.environ['XDG_STATE_HOME'] = str(tmp_path_factory.mktemp('state'))
+
+
 @pytest.fixture(autouse=True)
 def _no_store_from_outside(monkeypatch):
     monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
@@ -63,8 +68,10 @@ def uri_of(folder):
 def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42):
     "A sweep of one run as `run_sweep` writes it, trained in this process: no worker has to import PyTorch for it."
     from bioai_esol.data import esol
-    from bioai_esol.sweep import Grid
-    from bioai_esol.tracking import Writer, connect, lineage
+    from bioai_esol.grid import Grid
+    from bioai_esol.lineage import lineage
+    from bioai_esol.store import connect
+    from bioai_esol.tracking import Writer
     from bioai_esol.training import make_task, train
     grid = Grid(hidden_dim=hidden_dim, lr=1e-2, batch_size=128, dropout=0, weight_decay=0, epochs=epochs, seed=seed, run_tag=run_tag)
     [config], store = grid.configs(), connect(uri, create=True)
@@ -72,7 +79,7 @@ def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42):
     tags = dict(run_tag=run_tag, kind='run') | lineage(task)
     parent = store.client.create_run(store.experiment_id, tags=tags | dict(kind='sweep'), run_name=f'sweep {run_tag}').info.run_id
     writer = Writer(store, task, tags, parent)
-    writer.close(writer.open(config), train([config], task)[0])
+    writer.close(writer.open(writer.draft(config)), train([config], task)[0])
     store.client.set_terminated(parent, 'FINISHED')
     return store
 
@@ -112,6 +119,6 @@ def quick():
 def faulty(monkeypatch):
     "A store that goes away when it is told to: `quick.blow_after`."
     import quick
-    monkeypatch.setattr('bioai_esol.tracking.MlflowClient', quick.Faulty)
+    monkeypatch.setattr('bioai_esol.store.MlflowClient', quick.Faulty)
     yield quick.Faulty
     quick.blow_after(None)

@@ -4,7 +4,8 @@ import time
 
 import bioai_esol.journal
 import bioai_esol.promotion
-import bioai_esol.tracking
+import bioai_esol.lineage
+import bioai_esol.store
 import bioai_esol.training
 from bioai_esol.policy import Policy
 from bioai_esol.training import split_key
@@ -27,11 +28,11 @@ def code_version(package=None):
 def install(patch=setattr):
     for module in (bioai_esol.training, bioai_esol.promotion):
         patch(module, 'make_task', make_task)
-    for module in (bioai_esol.tracking, bioai_esol.journal, bioai_esol.promotion):
+    for module in (bioai_esol.lineage, bioai_esol.journal, bioai_esol.promotion):
         patch(module, 'code_version', code_version)
 
 
-class Faulty(bioai_esol.tracking.MlflowClient):
+class Faulty(bioai_esol.store.MlflowClient):
     "A client whose store goes away right after a given number of writes, and stays away until `fuse` is reset."
     fuse, stop, written = None, None, 0
     WRITES = ('create_run', 'log_batch', 'log_inputs', 'set_tag', 'set_terminated', 'log_artifacts', 'log_dict', 'create_registered_model',
@@ -40,7 +41,7 @@ class Faulty(bioai_esol.tracking.MlflowClient):
 
 
 def _faulty(name):
-    real = getattr(bioai_esol.tracking.MlflowClient, name)
+    real = getattr(bioai_esol.store.MlflowClient, name)
 
     def write(self, *args, **kwargs):
         if Faulty.fuse is not None and Faulty.written >= Faulty.fuse:

@@ -8,8 +8,10 @@ from torch_geometric.data import Batch as PyGBatch
 from bioai_esol.data import esol
 from bioai_esol.features import cut, featurise
 from bioai_esol.model import GCN, BlockDropout, from_pyg, init_theta, predict_batch, to_pyg
-from bioai_esol.sweep import Grid, run_sweep
-from bioai_esol.tracking import connect, fetch_artifacts
+from bioai_esol.grid import Grid
+from bioai_esol.sweep import run_sweep
+from bioai_esol.store import connect
+from bioai_esol.tracking import fetch_artifacts
 from bioai_esol.training import TrainConfig, generator, make_task, one_thread, train
 
 CONFIGS = [TrainConfig(hidden_dim=32, batch_size=32, lr=lr, dropout=dropout, weight_decay=wd)

@@ -6,9 +6,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-ORDER = ['data', 'split', 'features', 'metrics', 'model', 'training', 'tracking', 'sweep', 'analysis', 'policy',
-         'journal', 'registry', 'promotion', 'serving', 'monitoring', 'cli']
-MAY_USE_MLFLOW = {'tracking', 'journal', 'registry', 'promotion', 'serving'}
+ORDER = ['data', 'split', 'features', 'metrics', 'model', 'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'grid', 'sweep',
+         'analysis', 'policy', 'journal', 'registry', 'promotion', 'serving', 'monitoring', 'server', 'migration', 'cli']
+MAY_USE_MLFLOW = {'store', 'doctor', 'outbox', 'tracking', 'journal', 'registry', 'promotion', 'serving', 'migration'}
 MODULES = sorted(p for p in (ROOT / 'bioai_esol').glob('*.py') if p.stem not in ('__init__', '_modidx'))
 
 

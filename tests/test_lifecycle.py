@@ -17,7 +17,8 @@ from bioai_esol.journal import history, snapshot
 from bioai_esol.promotion import promote
 from bioai_esol.registry import archive, check, restore, rollback, set_alias, status
 from bioai_esol.serving import load_champion
-from bioai_esol.tracking import StoreError, connect, runs_table
+from bioai_esol.store import StoreError, connect
+from bioai_esol.tracking import runs_table
 from quick import EASY, blow_after
 
 SEQUENCES = int(os.environ.get('BIOAI_SEQUENCES', 8))

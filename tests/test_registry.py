@@ -15,8 +15,10 @@ from bioai_esol.policy import Policy
 from bioai_esol.promotion import promote, retrain
 from bioai_esol.registry import archive, check, restore, rollback, set_alias, status
 from bioai_esol.serving import compare, load_champion, load_version
-from bioai_esol.sweep import Grid, run_sweep
-from bioai_esol.tracking import StoreError, connect, runs_table
+from bioai_esol.grid import Grid
+from bioai_esol.sweep import run_sweep
+from bioai_esol.store import StoreError, connect
+from bioai_esol.tracking import runs_table
 from quick import EASY
 
 pytestmark = pytest.mark.usefixtures('quick')

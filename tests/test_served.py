@@ -19,7 +19,7 @@ from conftest import copied
 from bioai_esol.journal import snapshot
 from bioai_esol.promotion import promote
 from bioai_esol.serving import load_champion
-from bioai_esol.tracking import connect
+from bioai_esol.store import connect
 from quick import EASY
 
 ASKED = ['CCO', 'c1ccccc1', 'C1CC', 'C']

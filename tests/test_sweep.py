@@ -11,8 +11,10 @@ import pytest
 from conftest import PROGRAM, SMALL
 
 from bioai_esol.data import BioaiError, esol
-from bioai_esol.sweep import Grid, run_sweep
-from bioai_esol.tracking import connect, runs_table
+from bioai_esol.grid import Grid
+from bioai_esol.sweep import run_sweep
+from bioai_esol.store import connect
+from bioai_esol.tracking import runs_table
 from bioai_esol.training import TrainConfig, make_task, split_key, train_from_pipe
 
 LONGER = [*SMALL, '--epochs', '40', '--run-tag', 'small', '--workers', '2']
