@@ -49,5 +49,5 @@ lab: $(READY)    ## JupyterLab on the notebooks, with the store of `make run`
 docs: $(READY)   ## the documentation site in _docs/, and README.md
 	@$(BIN)/python .ci/docs.py
 
-server: $(READY) ## an MLflow server on 127.0.0.1:5000 over mlflow.db
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts
+server: $(READY) ## an MLflow server on 127.0.0.1:5000 over mlflow.db; Ctrl-C stops it
+	@exec $(BIN)/bioai-esol server

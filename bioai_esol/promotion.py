@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 import bioai_esol
 from .data import BioaiError, DataError, Dataset, esol, load_csv
+from .doctor import ready
 from .journal import Snapshot, Turn, settled, snapshot, turn
 from .metrics import PairedDifference, paired_rmse_difference
 from .outbox import deliver_left
@@ -234,7 +235,9 @@ def promote(
 ) -> Promotion:
     "Choose a candidate, retrain and register it, and make it champion if every rule agrees."
     store, terms = connect(tracking_uri), _Terms(policy or Policy(), allow_dirty, force)
-    if not dry_run: deliver_left(store)
+    if not dry_run:
+        ready(store)
+        deliver_left(store)
     seen = snapshot(store) if dry_run else settled(store)
     tag, choice = _named(store, seen, version, terms) if version is not None else _choose(store, seen, run_tag, terms)
     champion, before = _champion_run(store, seen), seen.aliases.get('champion')

@@ -22,6 +22,7 @@ from filelock import Timeout
 from tqdm.auto import tqdm
 
 from .data import BioaiError, ConfigError, Dataset, esol
+from .doctor import ready
 from .features import pack_dataset
 from .grid import Grid, block_cost, blocks
 from .lineage import lineage
@@ -295,6 +296,7 @@ def run_sweep(
     device, store = _device(grid.device), connect(tracking_uri, create=True)
     if fresh: grid = Grid(**grid.model_dump() | dict(run_tag=_fresh_tag(store, grid.run_tag)))
     with _only_one(store, grid.run_tag):
+        ready(store)
         deliver_left(store)
         writers = _writers(store, dataset, configs := grid.configs(), grid, device)
         _close_open(store, grid.run_tag)

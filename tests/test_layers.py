@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 ORDER = ['data', 'split', 'features', 'metrics', 'model', 'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'grid', 'sweep',
-         'analysis', 'policy', 'journal', 'registry', 'promotion', 'serving', 'monitoring', 'server', 'migration', 'cli']
+         'analysis', 'policy', 'journal', 'registry', 'promotion', 'serving', 'monitoring', 'server', 'migration', 'endpoint', 'arguments', 'cli']
 MAY_USE_MLFLOW = {'store', 'doctor', 'outbox', 'tracking', 'journal', 'registry', 'promotion', 'serving', 'migration'}
 MODULES = sorted(p for p in (ROOT / 'bioai_esol').glob('*.py') if p.stem not in ('__init__', '_modidx'))
 
@@ -53,7 +53,7 @@ def test_no_development_tools_at_run_time(path):
     assert not {name.split('.')[0] for name in imported(path)} & {'fastcore', 'nbdev', 'IPython', 'pytest', 'sklearn', 'hypothesis'}
 
 
-@pytest.mark.parametrize('code', ['import bioai_esol', 'import bioai_esol.cli; bioai_esol.cli.make_parser()'])
+@pytest.mark.parametrize('code', ['import bioai_esol', 'import bioai_esol.cli, bioai_esol.arguments; bioai_esol.arguments.make_parser()'])
 def test_nothing_heavy_at_import(code):
     show = f"{code}; import sys; print(*{{m.split('.')[0] for m in sys.modules}} & {{'torch', 'mlflow', 'rdkit', 'pandas', 'numpy', 'matplotlib'}})"
     assert subprocess.run([sys.executable, '-c', show], capture_output=True, text=True, check=True).stdout.strip() == ''
