@@ -48,6 +48,7 @@ def here(tmp_path, monkeypatch, capfd):
         finally:
             signal.signal(signal.SIGTERM, handler)
         return subprocess.CompletedProcess(args, code, *capfd.readouterr())
+    run.folder = tmp_path
     return run
 
 

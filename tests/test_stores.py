@@ -1,0 +1,128 @@
+"The whole path, sweep to prediction, against every kind of store; the same test for each, with real servers."
+import json
+import os
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import boto3
+import pytest
+from conftest import sweep_here
+from stores import KEYS, Postgres, mlflow_server, postgres, s3
+
+from bioai_esol.registry import check
+from bioai_esol.store import connect
+from bioai_esol.tracking import runs_table
+
+LOOSE = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--regression-tolerance', '0.5', '--allow-dirty']
+TINY = ['--hidden-dim', '8', '--lr', '1e-2', '--batch-size', '128', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '2', '--workers', '2']
+
+
+@dataclass
+class Case:
+    "A store of a kind, and where its artifacts must be."
+    uri: str
+    folder: Path                  # of the server, or of the database file
+    env: dict = field(default_factory=dict)   # what a client needs
+    bucket: tuple | None = None   # endpoint, bucket, prefix
+    postgres: Postgres | None = None
+
+    def objects(self):
+        endpoint, bucket, prefix = self.bucket
+        client = boto3.client('s3', endpoint_url=endpoint, aws_access_key_id='tester', aws_secret_access_key='x', region_name='eu-west-1')
+        return [o['Key'] for o in client.list_objects_v2(Bucket=bucket, Prefix=prefix).get('Contents', [])]
+
+    def artifacts(self):
+        "Names of all artifact files, wherever they lie."
+        if self.bucket: return self.objects()
+        return [str(p.relative_to(self.folder)) for p in (self.folder / 'mlartifacts').rglob('*') if p.is_file()]
+
+
+@pytest.fixture(scope='session')
+def cluster():
+    with postgres() as running: yield running
+
+
+@pytest.fixture(scope='session')
+def bucket(tmp_path_factory):
+    with s3(tmp_path_factory.mktemp('s3')) as endpoint: yield endpoint
+
+
+@pytest.fixture(params=['embedded', 'server', 'server-s3', 'server-s3-proxied', 'server-postgres-s3'])
+def case(request, tmp_path, monkeypatch):
+    kind = request.param
+    if kind == 'embedded':
+        yield Case(f'sqlite:///{tmp_path}/mlflow.db', tmp_path)
+        return
+    folder, args, env, s3_at, db = tmp_path / 'server', [], {}, None, None
+    folder.mkdir()
+    if 's3' in kind:
+        s3_at = (request.getfixturevalue('bucket'), 'esol-runs', kind)
+        args += ['--artifacts', f's3://esol-runs/{kind}', '--s3-endpoint', s3_at[0]]
+        env |= KEYS
+    if 'proxied' in kind: args += ['--proxy-artifacts']
+    if 'postgres' in kind:
+        db = request.getfixturevalue('cluster')
+        args, env = [*args, '--backend', db.create('whole_path')], env | db.env
+    with mlflow_server(folder, *args, env=env) as running:
+        client = KEYS | dict(MLFLOW_S3_ENDPOINT_URL=s3_at[0]) if s3_at and 'proxied' not in kind else {}
+        for name, value in client.items(): monkeypatch.setenv(name, value)
+        yield Case(running.url, folder, client, s3_at, db)
+
+
+def test_the_whole_path(case, here, monkeypatch):
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', case.uri)
+    found = here('doctor')
+    assert found.returncode == 0 and '✗' not in found.stdout, found.stdout
+    swept = here('sweep', *TINY, '--run-tag', 'first')
+    assert swept.returncode == 0, swept.stderr
+    assert '2 trained, 0 finished before, 0 failed' in swept.stdout
+    assert '0 trained, 2 finished before' in here('sweep', *TINY, '--run-tag', 'first').stdout
+    assert here('promote', '--run-tag', 'first', *LOOSE).returncode == 0
+    sweep_here(case.uri, 'second', 40)
+    better = here('promote', '--run-tag', 'second', *LOOSE)
+    assert better.returncode == 0 and 'champion: version 2' in better.stdout, better.stdout + better.stderr
+    asked = [json.loads(here('predict', 'CCO', 'C1CC', '--json').stdout)]
+    assert 'champion: version 1' in here('rollback', '--reason', 'drift').stdout
+    asked.append(json.loads(here('predict', 'CCO', 'C1CC', '--json').stdout))
+    for answer, version in zip(asked, '21'):
+        assert [row['model_version'] for row in answer] == [version] * 2
+        assert answer[0]['log_solubility'] is not None and answer[1]['log_solubility'] is None and 'C1CC' in answer[1]['error']
+    assert check(case.uri).holds.all()
+    assert json.loads(here('history', '--json').stdout)[-1]['action'] == 'rollback'
+    table = runs_table(connect(case.uri), 'first')
+    assert table.status.tolist() == ['FINISHED'] * 2 and table.config_digest.nunique() == 2
+    names = case.artifacts()
+    assert sum(n.endswith('/weights.safetensors') for n in names) == 3 + 2 + 2  # runs, retrainings, their models
+    assert not any('doctor' in n for n in names)
+    if case.bucket: assert not (case.folder / 'mlartifacts').exists() and not (here.folder / 'mlartifacts').exists()
+    no_secret_anywhere(case)
+
+
+SECRETS = [KEYS['AWS_SECRET_ACCESS_KEY'], 'pg-secret-of-the-tests']
+
+
+def no_secret_anywhere(case):
+    "Not in what the servers said, not in the database, not in an artifact, not in the arguments of any process."
+    for p in case.folder.rglob('*'):
+        if p.is_file():
+            raw = p.read_bytes()
+            assert not any(s.encode() in raw for s in SECRETS), p
+    if (case.folder / 'mlflow.db').exists():
+        with sqlite3.connect(case.folder / 'mlflow.db') as db: said = '\n'.join(db.iterdump())
+        db.close()
+        assert not any(s in said for s in SECRETS)
+    if case.postgres:
+        import subprocess
+        dump = subprocess.run([case.postgres.programs / 'pg_dump', '-h', '127.0.0.1', '-p', str(case.postgres.port), '-U', 'esol', 'whole_path'],
+                              env=dict(os.environ, **case.postgres.env), capture_output=True, text=True, check=True).stdout
+        assert 'EsolPrediction' in dump and not any(s in dump for s in SECRETS)
+    if case.bucket:
+        client = boto3.client('s3', endpoint_url=case.bucket[0], aws_access_key_id='tester', aws_secret_access_key='x', region_name='eu-west-1')
+        for key in case.objects():
+            raw = client.get_object(Bucket=case.bucket[1], Key=key)['Body'].read()
+            assert not any(s.encode() in raw for s in SECRETS), key
+    for line in Path('/proc').glob('[0-9]*/cmdline'):
+        try: raw = line.read_bytes()
+        except OSError: continue  # it has ended meanwhile
+        assert not any(s.encode() in raw for s in SECRETS), raw
