@@ -298,11 +298,10 @@ def run_sweep(
     with _only_one(store, grid.run_tag):
         ready(store)
         deliver_left(store)
-        writers = _writers(store, dataset, configs := grid.configs(), grid, device)
         _close_open(store, grid.run_tag)
-        done = _finished(store, grid.run_tag)
+        configs, done = grid.configs(), _finished(store, grid.run_tag)
         todo = [c for c in configs if c.digest(dataset.version) not in done]
-        if todo: _train_all(store, grid, writers, todo, len(configs) - len(todo), device)
+        if todo: _train_all(store, grid, _writers(store, dataset, todo, grid, device), todo, len(configs) - len(todo), device)
         digests = {c.digest(dataset.version) for c in configs}
         runs = runs_table(store, grid.run_tag)
         runs = runs[runs.config_digest.isin(digests) & (runs.status != 'KILLED')]
