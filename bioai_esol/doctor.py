@@ -6,25 +6,21 @@
 __all__ = ['SECONDS', 'Finding', 'require', 's3_findings', 'database_uri', 'schema_head', 'database_findings', 'server_findings',
            'artifact_findings', 'ready', 'diagnose']
 
-# %% ../nbs/08_doctor.ipynb #168e331e
-import importlib.util, os, shutil, uuid
+# %% ../nbs/08_doctor.ipynb #7c5b5e7b
+import importlib.util, os, re, shutil, uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import mlflow
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from mlflow.exceptions import MlflowException
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from .store import EXPERIMENT, Client, Store, StoreError, reachable, sqlite_path, store_uri
+from .store import EXPERIMENT, Client, Store, StoreError, one_line, reachable, sqlite_path, store_uri
 
 # %% ../nbs/08_doctor.ipynb #44b386ce
 @dataclass(frozen=True)
@@ -44,16 +40,16 @@ def require(findings: Iterable[Finding]):
 
 SECONDS = 3  # that one question may wait for an answer
 
-# %% ../nbs/08_doctor.ipynb #8a3eadd6
+# %% ../nbs/08_doctor.ipynb #91831faf
 _ANSWERS = {
-    '404': ('does not exist', "make it: 'aws s3 mb s3://{bucket}'"),
-    '403': ('access is denied', 'the credentials need s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject on it'),
-    '301': ('is in the region {region}', "'export AWS_DEFAULT_REGION={region}'"),
+    'NoSuchBucket': ('does not exist', "make it: 'aws s3 mb s3://{bucket}'"),
+    'AccessDenied': ('access is denied', 'the credentials need s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject on it'),
+    'AuthorizationHeaderMalformed': ('is in the region {region}', "'export AWS_DEFAULT_REGION={region}'"),
     'InvalidAccessKeyId': ('the access key is not known there', "'aws configure' sets another"),
     'SignatureDoesNotMatch': ('the secret key is not the one of this access key', "'aws configure' sets it"),
     'ExpiredToken': ('the session token has expired', 'log in again'),
 }
-_ANSWERS |= {'NoSuchBucket': _ANSWERS['404'], 'AccessDenied': _ANSWERS['403'], 'PermanentRedirect': _ANSWERS['301'], 'InvalidToken': _ANSWERS['ExpiredToken']}
+_ANSWERS |= {'PermanentRedirect': _ANSWERS['AuthorizationHeaderMalformed'], 'InvalidToken': _ANSWERS['ExpiredToken']}
 
 def _s3_no(e: Exception, bucket: str, endpoint: str) -> tuple[str, str]:
     "What went wrong, and the way out."
@@ -62,7 +58,8 @@ def _s3_no(e: Exception, bucket: str, endpoint: str) -> tuple[str, str]:
         return f"{endpoint} cannot be reached", 'is the address right (--s3-endpoint, MLFLOW_S3_ENDPOINT_URL), and is it running?'
     if isinstance(e, ReadTimeoutError): return f"{endpoint} did not answer within {SECONDS} s", 'try again, or ask whoever runs it'
     if not isinstance(e, ClientError): return next(iter(str(e).splitlines()), type(e).__name__), ''
-    region = e.response.get('ResponseMetadata', {}).get('HTTPHeaders', {}).get('x-amz-bucket-region', 'another one')
+    headers = e.response.get('ResponseMetadata', {}).get('HTTPHeaders', {})
+    region = e.response['Error'].get('Region') or headers.get('x-amz-bucket-region') or 'another one'
     detail, hint = _ANSWERS.get(e.response['Error']['Code'], (e.response['Error'].get('Message') or str(e), ''))
     return detail.format(region=region), hint.format(bucket=bucket, region=region)
 
@@ -74,7 +71,7 @@ def _round_trip(s3, bucket: str, prefix: str):
     finally: s3.delete_object(Bucket=bucket, Key=key)
     if read != body: raise OSError('what is read back is not what was written')
 
-# %% ../nbs/08_doctor.ipynb #0ed9f17a
+# %% ../nbs/08_doctor.ipynb #4ea20c2a
 def s3_findings(
     url: str,                    # s3://bucket or s3://bucket/prefix
     endpoint: str | None = None, # of an S3-compatible store; `MLFLOW_S3_ENDPOINT_URL` when not given, else AWS
@@ -99,14 +96,14 @@ def s3_findings(
         s3 = session.client('s3', endpoint_url=endpoint, config=Config(connect_timeout=SECONDS, read_timeout=SECONDS, retries=dict(total_max_attempts=1)))
         address = s3.meta.endpoint_url
         yield Finding('region', True, session.region_name or f"none set, {s3.meta.region_name} is taken")
-        s3.head_bucket(Bucket=bucket)
+        s3.list_objects_v2(Bucket=bucket, Prefix=parts.path.strip('/'), MaxKeys=1)  # says why not, where head_bucket only says 403
         yield Finding(f'bucket {bucket}', True, f"exists at {address}")
         _round_trip(s3, bucket, parts.path.strip('/'))
         yield Finding(f'objects in {url}', True, 'can be written, read and deleted')
     except (BotoCoreError, ClientError, Boto3Error, OSError, ValueError) as e:
         yield Finding(f'bucket {bucket}', False, *_s3_no(e, bucket, endpoint or 'AWS S3'))
 
-# %% ../nbs/08_doctor.ipynb #f7f8844b
+# %% ../nbs/08_doctor.ipynb #2ecdbffd
 def database_uri(
     uri: str,  # sqlite:///FILE or postgresql://USER@HOST/NAME
 ) -> str:      # with the driver that is used
@@ -121,16 +118,19 @@ def database_uri(
     return f'postgresql+psycopg2://{rest}'
 
 def schema_head() -> str:
-    "The revision of the tables that the installed MLflow works with."
-    return ScriptDirectory(str(Path(mlflow.__file__).parent / 'store/db_migrations')).get_current_head()
+    "The revision of the tables that the installed MLflow works with: the one that no other follows. Running its migrations would import all of it."
+    folder = Path(importlib.util.find_spec('mlflow').origin).parent / 'store/db_migrations/versions'
+    pairs = [dict(re.findall(r'''^(revision|down_revision)\b.*?= ["'](\w+)["']''', p.read_text(encoding='utf-8'), re.M)) for p in folder.glob('*.py')]
+    [head] = {p['revision'] for p in pairs if p} - {p.get('down_revision') for p in pairs}
+    return head
 
 def _tables(connection, uri: str) -> Finding:
     found = MigrationContext.configure(connection).get_current_revision()
     what, head = 'tables', schema_head()
     if found is None: return Finding(what, True, 'none yet, MLflow makes them')
-    if found == head: return Finding(what, True, f"those of MLflow {mlflow.__version__}")
+    if found == head: return Finding(what, True, f"those of MLflow {version('mlflow')}")
     return Finding(what, False, f"made by another version of MLflow (revision {found}, this one works with {head})",
-                   f"make a copy of the database, then 'mlflow db upgrade {uri}'; or install the MLflow that made them")
+                   f"make a copy of the database, then 'mlflow db upgrade {database_uri(uri)}'; or install the MLflow that made them")
 
 _WRITABLE = {'sqlite': 'begin immediate', 'postgresql': "select has_schema_privilege(current_schema(), 'create')"}
 
@@ -170,10 +170,13 @@ def _database_no(said: str) -> tuple[str, str]:
     detail = next((line for line in reversed(lines) if 'failed' in line), lines[0] if lines else said)
     return detail, next((hint for key, hint in _DATABASE_HINTS.items() if key in said), '')
 
-# %% ../nbs/08_doctor.ipynb #de4fc0ff
+# %% ../nbs/08_doctor.ipynb #3c222196
 def _ask(uri: str, method: str, path: str, **kwargs):
-    "One request with the user's credentials and no second try."
-    return http_request(get_default_host_creds(uri), path, method, max_retries=0, timeout=SECONDS, raise_on_status=False, **kwargs)
+    "One request with the user's credentials and no second try; raises `StoreError` when nobody answers."
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+    with one_line(f"{uri} did not answer within {SECONDS} s"):
+        return http_request(get_default_host_creds(uri), path, method, max_retries=0, timeout=SECONDS, raise_on_status=False, **kwargs)
 
 _REFUSED = {401: ('user name or password were refused', "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write them to ~/.mlflow/credentials"),
             403: ('access is denied', 'ask who runs the server for the right to it, or use the address that it was started for')}
@@ -189,7 +192,6 @@ def server_findings(uri: str) -> Iterator[Finding]:
         reachable(uri)
         response = _ask(uri, 'GET', '/api/2.0/mlflow/experiments/get', params=dict(experiment_id='0'))
     except StoreError as e: yield Finding(what, False, str(e), "'bioai-esol server' starts one")
-    except MlflowException as e: yield Finding(what, False, str(e).splitlines()[0], 'is it overloaded, or the address another program\'s?')
     else:
         if response.status_code in (200, 404): yield Finding(what, True, 'answers, and knows this user')  # 404: experiment 0 was deleted
         else: yield Finding(what, False, *_server_no(response))
@@ -201,11 +203,12 @@ def _proxied_findings(uri: str, location: str) -> Iterator[Finding]:
     try:
         for method, kwargs in (('PUT', dict(data=b'may be deleted')), ('GET', {}), ('DELETE', {})):
             response = _ask(uri, method, path, **kwargs)
+            if method == 'DELETE' and response.status_code == 403: break  # with accounts, a right that training does not need
             if response.status_code >= 300:
                 yield Finding(what, False, *_server_no(response))
                 return
-    except MlflowException: yield Finding(what, False, f"the server did not answer within {SECONDS} s", 'does it reach its bucket?')
-    else: yield Finding(what, True, 'can be written, read and deleted')
+    except StoreError as e: yield Finding(what, False, str(e), 'does the server reach its bucket?')
+    else: yield Finding(what, True, 'can be written and read')
 
 def _folder_findings(uri: str, folder: Path) -> Iterator[Finding]:
     what = f'artifacts in {folder}'
@@ -230,12 +233,13 @@ def ready(store: Store):
     "Raises `StoreError` when artifacts cannot be written."
     require(artifact_findings(store.uri, store.client.get_experiment(store.experiment_id).artifact_location))
 
-# %% ../nbs/08_doctor.ipynb #cef02567
+# %% ../nbs/08_doctor.ipynb #cb59125c
 def _artifacts_of(uri: str) -> Iterator[Finding]:
     client = Client(uri)
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None and sqlite_path(uri): return _folder_findings(uri, sqlite_path(uri).parent / 'mlartifacts')
-    return artifact_findings(uri, (found or client.get_experiment('0')).artifact_location)
+    if found is None: return iter([Finding('artifacts', True, 'there is no experiment yet; the first sweep makes it, and asks')])
+    return artifact_findings(uri, found.artifact_location)
 
 def diagnose(
     tracking_uri: str | None = None,  # see `store.store_uri`

@@ -73,7 +73,7 @@ def preflight(s: ServerSettings) -> Iterator[Finding]:
     yield from database_findings(s.backend)
     if s.artifacts: yield from s3_findings(s.artifacts, s.s3_endpoint)
 
-# %% ../nbs/20_server.ipynb #57b653c0
+# %% ../nbs/20_server.ipynb #ac66c78e
 _SHORTEST = 12  # characters, as MLflow has it
 
 def _private(path: Path, text: str) -> Path:
@@ -108,7 +108,8 @@ def accounts(folder: Path) -> dict[str, str]:  # environment of the server
     if not key.exists(): _private(key, secrets.token_hex(32))
     if not config.exists():
         _private(config, f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{database}\nadmin_username = admin\n"
-                         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n")
+                         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+                         "auth_cache_ttl_seconds = 60\n")  # comparing a password takes longer than most requests
     env = dict(MLFLOW_FLASK_SERVER_SECRET_KEY=key.read_text(encoding='utf-8'), MLFLOW_AUTH_CONFIG_PATH=str(config))
     return env if _has_accounts(database) else env | dict(MLFLOW_AUTH_ADMIN_PASSWORD=_first_password(folder))
 

@@ -100,7 +100,8 @@ class SolubilityModel(mlflow.pyfunc.PythonModel):
         self.predictor = load_predictor(folder, str(version))
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
-        return self.predictor.predict(model_input['smiles'].tolist())
+        out = self.predictor.predict(model_input['smiles'].tolist())
+        return out if out.notna().all(axis=None) else out.astype(object).where(out.notna(), None)  # JSON has null, and no NaN
 
 # %% ../nbs/18_serving.ipynb #3fe6cb94
 @dataclass(frozen=True)

@@ -19,9 +19,7 @@ from filelock import FileLock
 
 for _name, _value in dict(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false',  # a bar for three small files hides ours
                           MLFLOW_HTTP_REQUEST_MAX_RETRIES='1', MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR='1', MLFLOW_HTTP_REQUEST_TIMEOUT='12',
-                          AWS_MAX_ATTEMPTS='2', AWS_METADATA_SERVICE_TIMEOUT='1').items(): os.environ.setdefault(_name, _value)
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+                          MLFLOW_DISABLE_TELEMETRY='true', AWS_MAX_ATTEMPTS='2', AWS_METADATA_SERVICE_TIMEOUT='1').items(): os.environ.setdefault(_name, _value)
 from sqlalchemy.exc import SQLAlchemyError
 
 from .data import BioaiError
@@ -50,11 +48,11 @@ def _interrupted(e: BaseException | None) -> bool:
     return e is not None
 
 def _failures() -> tuple[type[Exception], ...]:
-    "What MLflow, its database and AWS raise; evaluated when something was raised, so that AWS is imported only where it is in use."
-    if 'boto3' not in sys.modules: return MlflowException, SQLAlchemyError, OSError
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-    return MlflowException, SQLAlchemyError, OSError, Boto3Error, BotoCoreError, ClientError
+    "What MLflow, its database and AWS raise; those that were not imported cannot have raised anything."
+    found = [SQLAlchemyError, OSError]
+    for module, names in dict(mlflow=['MlflowException'], boto3=['Boto3Error'], botocore=['BotoCoreError', 'ClientError']).items():
+        found += [getattr(sys.modules[f'{module}.exceptions'], name) for name in names if f'{module}.exceptions' in sys.modules]
+    return tuple(found)
 
 @contextmanager
 def one_line(what: str):  # e.g. `cannot ask sqlite:///mlflow.db for the champion`
@@ -67,7 +65,9 @@ def one_line(what: str):  # e.g. `cannot ask sqlite:///mlflow.db for the champio
 
 class Client:
     "`MlflowClient` whose failures are `StoreError`s that name the store and the call."
-    def __init__(self, uri: str): self._uri, self._client = uri, MlflowClient(uri, registry_uri=uri)
+    def __init__(self, uri: str):
+        from mlflow import MlflowClient  # seconds to import, and `server` and `doctor` have said what is wrong by then
+        self._uri, self._client = uri, MlflowClient(uri, registry_uri=uri)
     def __getattr__(self, name: str):
         method = getattr(self._client, name)
         @wraps(method)

@@ -1,13 +1,16 @@
 "What tests share: a store of their own, small sweeps, and the program as a process."
+import atexit
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = str(Path(sys.executable).with_name('bioai-esol'))
@@ -56,6 +59,7 @@ def here(tmp_path, monkeypatch, capfd):
 def swept(tmp_path_factory):
     "A working directory with a finished small sweep of eight runs; copy it before changing it."
     folder = tmp_path_factory.mktemp('swept')
+    fresh(folder)
     command = [PROGRAM, 'sweep', *SMALL, '--epochs', '6', '--run-tag', 'small', '--workers', '2']
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -64,6 +68,23 @@ def swept(tmp_path_factory):
 
 def uri_of(folder):
     return f'sqlite:///{folder}/mlflow.db'
+
+
+def fresh(folder):
+    "An embedded store with MLflow's tables and nothing in them. Making them takes seconds, so all workers of a test run share one original."
+    from bioai_esol.store import Client
+    original = Path(tempfile.gettempdir()) / f"bioai-tables-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}.db"
+    with FileLock(f'{original}.lock'):
+        if not original.exists():
+            with tempfile.TemporaryDirectory() as making:
+                Client(uri_of(making)).search_experiments()
+                with sqlite3.connect(Path(making) / 'mlflow.db') as db:
+                    db.execute('delete from experiments')  # the first one keeps its artifacts where the tables were made
+                db.close()
+                shutil.move(Path(making) / 'mlflow.db', original)
+            atexit.register(original.unlink, missing_ok=True)
+    shutil.copy(original, Path(folder) / 'mlflow.db')
+    return uri_of(folder)
 
 
 def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42):
@@ -89,6 +110,7 @@ def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42):
 def template(tmp_path_factory):
     "A store with three sweeps of one run each, `a` worse than `b` worse than `c`; take it with `copied`."
     folder = tmp_path_factory.mktemp('template')
+    fresh(folder)
     for tag, epochs in (('a', 1), ('b', 8), ('c', 40)):
         sweep_here(uri_of(folder), tag, epochs)
     return folder
@@ -120,6 +142,6 @@ def quick():
 def faulty(monkeypatch):
     "A store that goes away when it is told to: `quick.blow_after`."
     import quick
-    monkeypatch.setattr('bioai_esol.store.MlflowClient', quick.Faulty)
+    monkeypatch.setattr('mlflow.MlflowClient', quick.Faulty)
     yield quick.Faulty
     quick.blow_after(None)

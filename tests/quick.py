@@ -5,7 +5,7 @@ import time
 import bioai_esol.journal
 import bioai_esol.promotion
 import bioai_esol.lineage
-import bioai_esol.store
+import mlflow
 import bioai_esol.training
 from bioai_esol.policy import Policy
 from bioai_esol.training import split_key
@@ -32,7 +32,7 @@ def install(patch=setattr):
         patch(module, 'code_version', code_version)
 
 
-class Faulty(bioai_esol.store.MlflowClient):
+class Faulty(mlflow.MlflowClient):
     "A client whose store goes away right after a given number of writes, and stays away until `fuse` is reset."
     fuse, stop, written = None, None, 0
     WRITES = ('create_run', 'log_batch', 'log_inputs', 'set_tag', 'set_terminated', 'log_artifacts', 'log_dict', 'create_registered_model',
@@ -41,7 +41,7 @@ class Faulty(bioai_esol.store.MlflowClient):
 
 
 def _faulty(name):
-    real = getattr(bioai_esol.store.MlflowClient, name)
+    real = getattr(mlflow.MlflowClient, name)
 
     def write(self, *args, **kwargs):
         if Faulty.fuse is not None and Faulty.written >= Faulty.fuse:

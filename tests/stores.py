@@ -14,7 +14,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from conftest import PROGRAM
+from conftest import PROGRAM, fresh
 
 KEYS = dict(AWS_ACCESS_KEY_ID='tester', AWS_SECRET_ACCESS_KEY='s3-secret-of-the-tests', AWS_DEFAULT_REGION='eu-west-1',
             AWS_EC2_METADATA_DISABLED='true', AWS_CONFIG_FILE='/nowhere', AWS_SHARED_CREDENTIALS_FILE='/nowhere')
@@ -121,6 +121,8 @@ def mlflow_server(folder, *args, port=None, env=None):
     "`bioai-esol server` in a folder; gives its address."
     port = port or free_port()
     url = f'http://127.0.0.1:{port}'
+    if '--backend' not in args and not (folder / 'mlflow.db').exists():
+        fresh(folder)
     with process([PROGRAM, 'server', '--port', port, *args], folder / 'server.log', lambda: answers(f'{url}/health'), env, folder) as p:
         p.url = url
         yield p

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from conftest import copied, sweep_here, uri_of
 
-import bioai_esol.store
+import mlflow
 from bioai_esol import journal, tracking
 from bioai_esol.journal import history, snapshot, turn
 from bioai_esol.promotion import promote
 from bioai_esol.registry import check, rollback, set_alias, status
 from bioai_esol.serving import load_champion
-from bioai_esol.store import StoreError, connect
+from bioai_esol.store import StoreError, connect, reachable
 from quick import EASY, Faulty, blow_after, real_make_task
 
 FORKS = mp.get_context('forkserver')
@@ -131,7 +131,7 @@ def process(*args, **kwargs):
 
 def stopped_promotion(uri, writes, reached):
     "The main function of a process that stands still right after a given number of writes, and waits for its end."
-    bioai_esol.store.MlflowClient = Faulty
+    mlflow.MlflowClient = Faulty
     blow_after(None)
     Faulty.stop = (writes, reached)
     promote('b', EASY, uri)
@@ -221,7 +221,7 @@ def server(folder):
     try:
         for _ in range(240):
             with contextlib.suppress(StoreError):
-                bioai_esol.store.reachable(f'http://127.0.0.1:{port}', False)
+                reachable(f'http://127.0.0.1:{port}', False)
                 break
             assert p.poll() is None, (folder / 'server.log').read_text()
             time.sleep(0.25)

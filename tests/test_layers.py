@@ -59,6 +59,12 @@ def test_nothing_heavy_at_import(code):
     assert subprocess.run([sys.executable, '-c', show], capture_output=True, text=True, check=True).stdout.strip() == ''
 
 
+def test_what_is_wrong_is_said_before_mlflow_is_imported():
+    "`server` and `doctor` check ports, databases and buckets within seconds; importing MLflow takes as long as all of that."
+    show = "import bioai_esol.server, bioai_esol.doctor, sys; print(*{'mlflow', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, '-c', show], capture_output=True, text=True, check=True).stdout.strip() == ''
+
+
 def test_the_worker_needs_neither_mlflow_nor_pyg():
     show = "import bioai_esol.training, sys; print(*{'mlflow', 'torch_geometric'} & set(sys.modules))"
     assert subprocess.run([sys.executable, '-c', show], capture_output=True, text=True, check=True).stdout.strip() == ''

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from conftest import sweep_here
+from conftest import fresh, sweep_here
 from stores import KEYS, Postgres, mlflow_server, postgres, s3
 
 from bioai_esol.registry import check
@@ -15,7 +15,7 @@ from bioai_esol.store import connect
 from bioai_esol.tracking import runs_table
 
 LOOSE = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--regression-tolerance', '0.5', '--allow-dirty']
-TINY = ['--hidden-dim', '8', '--lr', '1e-2', '--batch-size', '128', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '2', '--workers', '2']
+TINY = ['--hidden-dim', '8', '--lr', '1e-2', '--batch-size', '128', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '2', '--workers', '1']
 
 
 @dataclass
@@ -52,7 +52,7 @@ def bucket(tmp_path_factory):
 def case(request, tmp_path, monkeypatch):
     kind = request.param
     if kind == 'embedded':
-        yield Case(f'sqlite:///{tmp_path}/mlflow.db', tmp_path)
+        yield Case(fresh(tmp_path), tmp_path)
         return
     folder, args, env, s3_at, db = tmp_path / 'server', [], {}, None, None
     folder.mkdir()
