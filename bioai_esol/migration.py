@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'logger', 'migrate']
 
-# %% ../nbs/21_migration.ipynb #f3154b24
+# %% ../nbs/21_migration.ipynb #aab5057f
 import hashlib, logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from sqlalchemy import JSON, Connection, Integer, MetaData, Row, String, Table, Text, create_engine, delete, event, func, insert, select, text
+from sqlalchemy import JSON, Connection, Integer, MetaData, Row, String, Table, Text, cast, create_engine, delete, event, func, insert, select, text
 from sqlalchemy.pool import NullPool
 from tqdm.auto import tqdm
 
 from .doctor import SECONDS, database_findings, database_uri, require
 from .store import Client, StoreError, one_line, sqlite_path
 
-# %% ../nbs/21_migration.ipynb #644157ce
+# %% ../nbs/21_migration.ipynb #253fdc16
 PATIENCE = 20  # seconds to wait for others who write; MLflow waits as long
 
 @contextmanager
@@ -29,11 +29,15 @@ def _transaction(uri: str, write: bool = False) -> Iterator[Connection]:
     path = sqlite_path(uri)
     arguments = dict(timeout=PATIENCE) if path else dict(connect_timeout=SECONDS, client_encoding='utf8')
     kwargs = {} if path or write else dict(isolation_level='REPEATABLE READ')
-    engine = create_engine(database_uri(uri), poolclass=NullPool, connect_args=arguments, json_deserializer=str, **kwargs)
+    engine = create_engine(database_uri(uri), poolclass=NullPool, connect_args=arguments, **kwargs)
     if path:
         event.listen(engine, 'connect', lambda connection, _: setattr(connection, 'isolation_level', None))
         event.listen(engine, 'begin', lambda connection: connection.exec_driver_sql('begin immediate' if write else 'begin'))
     with engine.begin() as connection: yield connection
+
+class _JSONText(Text):
+    "What a column of JSON holds, unread."
+    def column_expression(self, column): return cast(column, Text)
 
 _SERVERS_OWN = ('alembic_version', 'job_locks', 'scheduler_leases')  # of this database and the server at work on it; not the store's
 
@@ -42,11 +46,11 @@ def _tables(connection: Connection) -> dict[str, Table]:
     found = MetaData()
     @event.listens_for(found, 'column_reflect')
     def _(inspector, table, column):
-        if isinstance(column['type'], JSON): column['type'] = Text()
+        if isinstance(column['type'], JSON): column['type'] = _JSONText()
     found.reflect(connection)
     return {t.name: t for t in found.sorted_tables if t.name not in _SERVERS_OWN}
 
-# %% ../nbs/21_migration.ipynb #1e375885
+# %% ../nbs/21_migration.ipynb #4f9e20be
 @dataclass
 class _Content:
     "What is in a table, in any order."
@@ -63,7 +67,7 @@ _CHUNK = 1000  # rows
 
 def _chunks(connection: Connection, table: Table, columns: list[str]) -> Iterator[list[Row]]:
     chosen = select(*(table.c[name] for name in columns))
-    yield from connection.execute(chosen, execution_options=dict(yield_per=_CHUNK)).partitions()
+    with one_line(f"cannot read the table {table.name}"): yield from connection.execute(chosen, execution_options=dict(yield_per=_CHUNK)).partitions()
 
 def _columns(table: Table) -> list[str]:
     "Those that are written; the database computes the others."
