@@ -2,6 +2,7 @@
 import contextlib
 import math
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -215,11 +216,9 @@ def test_stores_that_are_refused(refused, mine, blank, pg):
      "registered_model_tags.value has 5,001 characters, PostgreSQL takes 5,000 \\(workspace 'default', key 'journal.9', name 'EsolPrediction'\\)"),
     ("update tags set value = 'a' || char(0) || 'b' where key = 'mlflow.runName'", "tags.value holds a zero byte"),
     ("insert into params (key, value, run_uuid) values ('lr', '0.1', 'of no run')", "cannot copy the table params.*foreign key"),
-    ("update metrics set step = 'last' where key = 'loss' and step = 0", "cannot copy the table metrics.*invalid input syntax"),
     ("update runs set name = cast(x'ff' as text)", "cannot read the table runs.*UTF-8"),
-], ids=['too long', 'zero byte', 'orphan', 'no number', 'no text'])
+], ids=['too long', 'zero byte', 'orphan', 'no text'])
 def test_what_does_not_fit_is_named_and_leaves_nothing(refused, mine, change, named):
-    import re
     asked(mine, change, write=True)
     assert re.search(named, told := refused(source=mine)), told
 
@@ -237,10 +236,9 @@ def trigger(target, table, body):
 
 @pytest.mark.parametrize('table, body', [
     ('metrics', "if new.key = 'loss' and new.step = 0 then new.value := 0.10000000000000002; end if"),
-    ('params', "new.value := new.value || ' '"),
     ('registered_model_aliases', 'new.version := 2'),
     ('latest_metrics', "if new.key = 'loss' then return null; end if"),
-], ids=['the last bit', 'a space', 'an alias', 'a row'])
+], ids=['the last bit', 'an alias', 'a row'])
 def test_a_database_that_keeps_something_else(refused, blank, table, body):
     with trigger(blank, table, body):
         assert f'did not keep {table} as they were; nothing was copied' in refused()
