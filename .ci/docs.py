@@ -36,7 +36,7 @@ def readme() -> str:
     "README.md: the cells of index.ipynb, with paths as they are from the top of the repository."
     cells = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
     text = included('\n\n'.join(cell_markdown(c) for c in cells))
-    text = text.replace('](images/', '](nbs/images/').replace('](analysis/', '](nbs/analysis/')
+    text = re.sub(r'\]\((images|analysis|stores)/', r'](nbs/\1/', text)
     return f'<!-- written from nbs/index.ipynb by make docs: edit the notebook -->\n\n{text}\n'
 
 
@@ -55,6 +55,7 @@ def stage():
         depth = '../' * (len(path.relative_to(PROC).parts) - 1)
         text = re.sub(r'https://example\.org/bioai-esol/([\w./-]+\.html)', depth + r'\1', text)  # nbdev links by doc_host
         text = re.sub(r'output-file: [\w.-]+\.html(\\n)?', '', text)  # nbdev's, the file names are ours already
+        text = re.sub(r'(\]\((?:\.\./)?)\d\d_(\w+\.ipynb)', r'\1\2', text)  # links between notebooks
         target = path.with_name(short(path.name))
         path.unlink()
         target.write_text(text, encoding='utf-8')
