@@ -199,8 +199,8 @@ def _serve(args) -> int:
 def _migrate(args) -> int:
     from bioai_esol.migration import migrate
     table = migrate(args.source, args.target)
-    print(table.to_string(index=False))
-    print('artifacts stay where they are: their addresses have not changed')
+    print(table[table.source > 0].to_string(index=False))
+    print('artifacts stay where they are:\n  ' + '\n  '.join(table.attrs['artifacts']))
     return 0
 
 # %% ../nbs/24_cli.ipynb #af8706be

@@ -3,24 +3,22 @@ import json
 import os
 import pickletools
 import signal
-import socket
 import subprocess
 import sys
-import time
 import zipfile
-from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
 import yaml
-from conftest import copied
+from conftest import PROGRAM, copied
 
 from bioai_esol.journal import snapshot
 from bioai_esol.promotion import promote
 from bioai_esol.serving import load_champion
 from bioai_esol.store import connect
 from quick import EASY
+from stores import answers, free_port, process
 
 ASKED = ['CCO', 'c1ccccc1', 'C1CC', 'C']
 NO_PICKLE = dict(MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
@@ -89,35 +87,25 @@ def test_mlflow_loads_it_in_another_process(uri):
     agrees(json.loads(done.stdout.splitlines()[-1]), uri)
 
 
-def test_mlflow_serves_it_over_http(uri, crowned):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    bin_ = Path(sys.executable).parent
-    env = dict(os.environ, MLFLOW_TRACKING_URI=uri, PATH=f"{bin_}:{os.environ['PATH']}", **NO_PICKLE)
-    command = [str(bin_ / 'mlflow'), 'models', 'serve', '-m', 'models:/EsolPrediction@champion', '--env-manager', 'local',
-               '--host', '127.0.0.1', '-p', str(port)]
-    with open(crowned / 'serve.log', 'w') as log:
-        p = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
-    try:
-        for _ in range(400):
-            assert p.poll() is None, (crowned / 'serve.log').read_text()
-            try:
-                urlopen(f'http://127.0.0.1:{port}/ping', timeout=5).close()
-                break
-            except (URLError, OSError):
-                time.sleep(0.25)
-
+def test_the_champion_is_served_over_http(uri, crowned, here):
+    "`bioai-esol serve` is `mlflow models serve` on the champion of that moment: it says which, and stays with it."
+    port = free_port()
+    url = f'http://127.0.0.1:{port}'
+    command = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri]
+    with process(command, crowned / 'serve.log', lambda: answers(f'{url}/ping'), cwd=crowned) as p:
         def ask(body):
-            request = Request(f'http://127.0.0.1:{port}/invocations', json.dumps(body).encode(), {'Content-Type': 'application/json'})
-            return json.loads(urlopen(request, timeout=60).read())['predictions']
+            request = Request(f'{url}/invocations', json.dumps(body).encode(), {'Content-Type': 'application/json'})
+            answer = urlopen(request, timeout=60).read().decode()
+            assert 'NaN' not in answer  # which JSON does not have
+            return json.loads(answer)['predictions']
         agrees(ask(dict(dataframe_split=dict(columns=['smiles'], data=[[s] for s in ASKED]))), uri)
         with pytest.raises(HTTPError) as e:
             ask(dict(dataframe_split=dict(columns=['molecule'], data=[['CCO']])))
         assert e.value.code == 400
-    finally:
-        os.killpg(p.pid, signal.SIGKILL)
-        p.wait()
+        assert 'serving EsolPrediction version 1, the champion' in (crowned / 'serve.log').read_text()
+        assert here('serve', '--port', port, '--tracking-uri', uri).stderr.count('give another --port') == 1
+        os.kill(p.pid, signal.SIGINT)
+        assert p.wait(20) == 0
 
 
 def test_altered_weights_answer_nobody(uri, model):
