@@ -170,7 +170,7 @@ def _database_no(said: str) -> tuple[str, str]:
     detail = next((line for line in reversed(lines) if 'failed' in line), lines[0] if lines else said)
     return detail, next((hint for key, hint in _DATABASE_HINTS.items() if key in said), '')
 
-# %% ../nbs/08_doctor.ipynb #3c222196
+# %% ../nbs/08_doctor.ipynb #327b045d
 def _ask(uri: str, method: str, path: str, **kwargs):
     "One request with the user's credentials and no second try; raises `StoreError` when nobody answers."
     from mlflow.utils.credentials import get_default_host_creds
@@ -199,11 +199,11 @@ def server_findings(uri: str) -> Iterator[Finding]:
 def _proxied_findings(uri: str, location: str) -> Iterator[Finding]:
     "Artifacts that the server writes: a small one is written, read and taken away again."
     what = f'artifacts behind {uri}'
-    path = f"/api/2.0/mlflow-artifacts/artifacts/{urlsplit(location).path.strip('/')}/bioai-esol-doctor-{uuid.uuid4().hex}"
+    path = f"/api/2.0/mlflow-artifacts/artifacts/{urlsplit(location).path.strip('/')}/bioai-esol-doctor"  # one name: see DELETE below
     try:
         for method, kwargs in (('PUT', dict(data=b'may be deleted')), ('GET', {}), ('DELETE', {})):
             response = _ask(uri, method, path, **kwargs)
-            if method == 'DELETE' and response.status_code == 403: break  # with accounts, a right that training does not need
+            if method == 'DELETE' and response.status_code == 403: break  # where there are accounts, a right that training does not need
             if response.status_code >= 300:
                 yield Finding(what, False, *_server_no(response))
                 return

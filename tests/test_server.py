@@ -13,6 +13,9 @@ import pytest
 from conftest import PROGRAM
 from stores import free_port, mlflow_server, postgres
 
+from bioai_esol.journal import snapshot
+from bioai_esol.store import connect
+
 PASSWORD = 'a-password-of-the-tests'
 
 
@@ -123,6 +126,18 @@ def test_accounts(tmp_path, here, monkeypatch):
         loose = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--allow-dirty']
         assert here('promote', *loose).returncode == 0
         assert here('alias', 'shadow', '1').returncode == 0
+        from mlflow.server import get_app_client
+        accounts = get_app_client('basic-auth', tracking_uri=server.url)
+        accounts.create_user('anna', 'a-password-of-anna')
+        accounts.grant_user_permission('anna', 'experiment', connect(server.url).experiment_id, 'EDIT')
+        with monkeypatch.context() as anna:  # who may train, and not promote
+            anna.setenv('MLFLOW_TRACKING_USERNAME', 'anna')
+            anna.setenv('MLFLOW_TRACKING_PASSWORD', 'a-password-of-anna')
+            assert here('doctor').returncode == 0 and here('status').returncode == 0
+            trained = here('train', *one, '--seed', '2')
+            assert trained.returncode == 0, trained.stderr
+            assert here('alias', 'shadow', '--remove').returncode == 2 and here('rollback', '--reason', 'envy').returncode == 2
+        assert snapshot(connect(server.url)).aliases['shadow'] == '1'
         everything = open_routes(server.url)
         assert len(everything) > 40
         let_in = {route: ask(server.url + route[1], route[0], {} if route[0] != 'GET' else None)[0] for route in everything}
