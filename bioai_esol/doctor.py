@@ -103,7 +103,7 @@ def s3_findings(
     except (BotoCoreError, ClientError, Boto3Error, OSError, ValueError) as e:
         yield Finding(f'bucket {bucket}', False, *_s3_no(e, bucket, endpoint or 'AWS S3'))
 
-# %% ../nbs/08_doctor.ipynb #2ecdbffd
+# %% ../nbs/08_doctor.ipynb #b1a88f56
 def database_uri(
     uri: str,  # sqlite:///FILE or postgresql://USER@HOST/NAME
 ) -> str:      # with the driver that is used
@@ -142,9 +142,12 @@ def database_findings(
     if path and not path.parent.is_dir():
         yield Finding(what, False, f"the folder {path.parent} does not exist", f"make it: 'mkdir -p {path.parent}'")
         return
+    held = path if not path or path.exists() else path.parent
+    if path and not os.access(held, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        yield Finding(what, False, f"{held} is readonly for this user", _DATABASE_HINTS['readonly'])
+        return
     if path and not path.exists():
-        ok = os.access(path.parent, os.W_OK)
-        yield Finding(what, ok, 'will be made' if ok else f"the folder {path.parent} cannot be written", '' if ok else 'give another place')
+        yield Finding(what, True, 'will be made')
         return
     engine = create_engine(database_uri(uri), connect_args={} if path else dict(connect_timeout=SECONDS))
     try:
@@ -159,11 +162,11 @@ def database_findings(
         yield Finding(what, False, *_database_no(str(getattr(e, 'orig', None) or e)))
     finally: engine.dispose()
 
-# %% ../nbs/08_doctor.ipynb #ffcca186
+# %% ../nbs/08_doctor.ipynb #64d3e765
 _DATABASE_HINTS = {'password': 'set PGPASSWORD, or write the password to ~/.pgpass', 'does not exist': "make it: 'createdb NAME', 'createuser NAME'",
                    'refused': 'is the server running, and the port right?', 'timeout': 'is the address right, and no firewall in between?',
-                   'readonly': 'give this user the right to write the file and its folder', 'not a database': 'give another file',
-                   'locked': 'another program is writing; try again'}
+                   'readonly': 'give this user the right to write the file and its folder, or give another --backend or --tracking-uri',
+                   'not a database': 'give another file', 'locked': 'another program is writing; try again'}
 
 def _database_no(said: str) -> tuple[str, str]:
     lines = [line.strip() for line in said.splitlines() if line.strip()]

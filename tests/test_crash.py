@@ -1,19 +1,16 @@
 "A registration or promotion is several writes: what is left when it ends between two of them, and when two of them meet."
-import contextlib
 import multiprocessing as mp
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import pytest
-from conftest import copied, sweep_here, uri_of
+from conftest import copied, fresh, sweep_here
 
 import mlflow
 from bioai_esol import journal, tracking
@@ -21,8 +18,9 @@ from bioai_esol.journal import history, snapshot, turn
 from bioai_esol.promotion import promote
 from bioai_esol.registry import check, rollback, set_alias, status
 from bioai_esol.serving import load_champion
-from bioai_esol.store import StoreError, connect, reachable
+from bioai_esol.store import StoreError, connect
 from quick import EASY, Faulty, blow_after, real_make_task
+from stores import mlflow_server
 
 FORKS = mp.get_context('forkserver')
 
@@ -207,36 +205,13 @@ def test_two_promotions_at_once(uri, tags):
         assert promotions.moves.iloc[-1].startswith('champion: 2 → 3') and 'candidate' not in seen.aliases
 
 
-@contextlib.contextmanager
-def server(folder):
-    "A real MLflow server over the store of a folder."
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    command = [str(Path(sys.executable).with_name('mlflow')), 'server', '--host', '127.0.0.1', '--port', str(port), '--workers', '1',
-               '--backend-store-uri', uri_of(folder), '--artifacts-destination', str(folder / 'mlartifacts')]
-    env = dict(os.environ, MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false', PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    with open(folder / 'server.log', 'w') as log:
-        p = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
-    try:
-        for _ in range(240):
-            with contextlib.suppress(StoreError):
-                reachable(f'http://127.0.0.1:{port}', False)
-                break
-            assert p.poll() is None, (folder / 'server.log').read_text()
-            time.sleep(0.25)
-        yield f'http://127.0.0.1:{port}'
-    finally:
-        os.killpg(p.pid, signal.SIGKILL)
-        p.wait()
-
-
 def test_two_machines_at_once_on_a_server(crowned, tmp_path):
     "No lock file is shared: each believes to be on a machine of its own. And a claim of a machine that died does not block for ever."
     copied(crowned, tmp_path)
     for name in ('one', 'two'):
         (tmp_path / name).mkdir()
-    with server(tmp_path) as uri:
+    with mlflow_server(tmp_path) as server:
+        uri = server.url
         run_two(uri, ('b', 'c'), host=['one', 'two'], tmp=[str(tmp_path / 'one'), str(tmp_path / 'two')])
         seen = sound(uri)
         assert tracking.run_row(connect(uri), seen.holder('champion').run_id)['run_tag'] == 'c'
@@ -288,7 +263,7 @@ def test_a_hand_that_takes_no_turn_wins(uri, monkeypatch):
 def test_quick_is_what_it_says(quick):
     "The shortcut of these tests gives the numbers of the real thing."
     folder = Path(tempfile.mkdtemp())
-    store = sweep_here(uri_of(folder), 'x', 2)
+    store = sweep_here(fresh(folder), 'x', 2)
     [row] = tracking.runs_table(store, 'x').to_dict('records')
     from bioai_esol.data import esol
     from bioai_esol.training import TrainConfig, train

@@ -1,8 +1,10 @@
 "A store that goes away: what was trained is never lost and never there twice, and nobody waits for long. Processes are really killed."
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -10,7 +12,7 @@ from urllib.request import Request, urlopen
 import boto3
 import psutil
 import pytest
-from conftest import PROGRAM, fresh
+from conftest import PROGRAM, copied, fresh
 from stores import KEYS, free_port, mlflow_server, s3
 
 from bioai_esol.outbox import left
@@ -228,3 +230,26 @@ def test_the_disk_is_full(tmp_path):
             complete(uri, 'disk')
     finally:
         subprocess.run(['umount', '-l', disk], check=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason='to see a file that cannot be written, root becomes somebody else')
+def test_a_database_that_is_read_only(template, here, monkeypatch):
+    "Looking works; a sweep, a promotion and a server each say it in one line, and nothing is left begun."
+    folder = Path(tempfile.mkdtemp())
+    uri = copied(template, folder)
+    monkeypatch.setenv('XDG_STATE_HOME', tempfile.mkdtemp())
+    for path in [folder, *folder.rglob('*')]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', uri)
+    os.seteuid(65534)
+    try:
+        assert 'readonly' in (found := here('doctor', cwd='/tmp')).stdout and found.returncode == 2
+        assert here('status', cwd='/tmp').returncode == 0
+        for command in (['sweep', *GRID], ['promote', '--run-tag', 'c'], ['server', '--port', free_port(), '--backend', uri]):
+            done = here(*command, cwd='/tmp')
+            assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+            assert any(word in done.stderr for word in ('readonly', 'cannot be written', 'Permission denied')), done.stderr
+    finally:
+        os.seteuid(0)
+    assert len(runs_table(connect(uri), 'c')) == 1 and opened(uri, 'grid_sweep') == 0
+    shutil.rmtree(folder)
