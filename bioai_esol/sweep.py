@@ -9,7 +9,7 @@ __all__ = ['PATIENCE', 'logger', 'SweepInterrupted', 'SweepResult', 'run_sweep']
 import itertools, logging, multiprocessing as mp, signal, sys, time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,11 @@ class _Progress:
     def show(self, remark: str = ''):
         best = f"{self.best:.4f}" if self.best < float('inf') else '…'
         said = [f"{self.done}/{self.total} runs", f"{self.failed} failed", f"best val_rmse {best}", remark]
-        self.bar.set_postfix_str(', '.join(filter(None, said)), refresh=bool(remark))
+        with suppress(OSError):  # a log on a full disk is no reason to stop
+            self.bar.set_postfix_str(', '.join(filter(None, said)), refresh=bool(remark))
+
+    def close(self):
+        with suppress(OSError): self.bar.close()
 
     def wrote(self, ok: bool | None):
         self.done, self.failed = self.done + (ok is True), self.failed + (ok is False)
@@ -124,7 +128,8 @@ class _Progress:
 
     def advance(self, block: Sequence[TrainConfig], epochs: int, best: float):
         self.best = min(self.best, best)
-        self.bar.update(min(round(block_cost(block) * epochs / block[0].epochs), self.bar.total - self.bar.n))  # rounding must not overshoot
+        with suppress(OSError):
+            self.bar.update(min(round(block_cost(block) * epochs / block[0].epochs), self.bar.total - self.bar.n))  # rounding must not overshoot
         self.show()
 
 # %% ../nbs/12_sweep.ipynb #6e99dffe
@@ -324,6 +329,6 @@ def _train_all(store: Store, grid: Grid, writers: dict[tuple, Writer], todo: lis
             while log.pause() == 0: log.step()  # trained to the end
             raise SweepInterrupted(f"interrupted after {progress.done} of {progress.total} runs; the same command continues the sweep") from None
         finally:
-            progress.bar.close()
+            progress.close()
             sweep.stop()
             if not log.trouble: _close_open(store, grid.run_tag)  # else the next start does it

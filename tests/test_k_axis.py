@@ -1,6 +1,7 @@
 "The two promises of the K axis, on ESOL itself."
 import numpy as np
 import pytest
+from conftest import fresh
 import torch
 from safetensors.torch import load_file
 from torch_geometric.data import Batch as PyGBatch
@@ -51,11 +52,12 @@ def test_any_order_and_block_size(task, together):
 
 
 def test_one_worker_or_two(task, tmp_path):
-    "Promise 2 through `run_sweep`, six configurations over 200 epochs: a block of six, two blocks of three, and here without any worker."
-    grids = [Grid(hidden_dim=32, batch_size=32, lr=(1e-2, 3e-3), dropout=dropout, weight_decay=1e-4, run_tag=f'by{workers}', workers=workers)
+    "Promise 2 through `run_sweep`, six configurations: a block of six, two blocks of three, and here without any worker. Whole trainings are above."
+    grids = [Grid(hidden_dim=32, batch_size=32, lr=(1e-2, 3e-3), dropout=dropout, weight_decay=1e-4, epochs=30, run_tag=f'by{workers}',
+                  workers=workers)
              for workers, dropout in [(1, (0, .2, .5)), (2, (.5, 0, .2))]]
     here = {r.config.digest(task.dataset.version): r for r in train(grids[0].configs(), task)}
-    uri = f'sqlite:///{tmp_path}/mlflow.db'
+    uri = fresh(tmp_path)
     for grid in grids:
         runs = run_sweep(grid, tracking_uri=uri).runs.set_index('config_digest')
         assert set(runs.index) == set(here) and set(runs.status) == {'FINISHED'}

@@ -55,7 +55,7 @@ def server(tmp_path_factory):
 
 @contextlib.contextmanager
 def sweeping(folder, uri, env=None):
-    "`bioai-esol sweep` while it runs; what it says is in the files `out` and `err`."
+    "`bioai-esol sweep` while it runs, with the folder's name for a run tag; what it says is in the files `out` and `err`."
     with open(folder / 'out', 'w') as out, open(folder / 'err', 'w') as err:
         p = subprocess.Popen([PROGRAM, 'sweep', *GRID, '--run-tag', folder.name, '--tracking-uri', uri], cwd=folder, stdout=out, stderr=err,
                              start_new_session=True, env=dict(os.environ, **(env or {})))
@@ -217,17 +217,17 @@ def test_the_disk_is_full(tmp_path):
         pytest.skip('this machine does not let a small disk be mounted')
     try:
         uri, env = fresh(disk), dict(XDG_STATE_HOME=str(disk / 'state'), TMPDIR=str(disk))
-        with sweeping(disk, uri, env) as p:
-            until(lambda: opened(uri, 'disk'), p)
+        with sweeping(tmp_path, uri, env) as p:
+            until(lambda: opened(uri, tmp_path.name), p)
             with contextlib.suppress(OSError), open(disk / 'ballast', 'wb', buffering=0) as f:
                 while True:
                     f.write(b'x' * 4096)
-            until(lambda: 'the training goes on' in said(disk), p)
+            until(lambda: 'the training goes on' in said(tmp_path), p)
             (disk / 'ballast').unlink()
-            assert p.wait(120) == 0, said(disk)
+            assert p.wait(120) == 0, said(tmp_path)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv('XDG_STATE_HOME', env['XDG_STATE_HOME'])
-            complete(uri, 'disk')
+            complete(uri, tmp_path.name)
     finally:
         subprocess.run(['umount', '-l', disk], check=True)
 

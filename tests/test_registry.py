@@ -210,8 +210,8 @@ def test_a_changed_table_is_not_retrained_on(uri, tmp_path):
 
 
 def test_a_dirty_tree_blocks_and_says_how_to_go_on(uri, monkeypatch):
-    from bioai_esol import promotion, tracking
-    for module in (promotion, tracking):
+    from bioai_esol import lineage, promotion
+    for module in (lineage, promotion):
         monkeypatch.setattr(module, 'code_version', lambda: dict(code_version='c0ffee', git_dirty='true'))
     blocked = promote('a', EASY, uri)
     assert not blocked.approved and '--allow-dirty' in blocked.reason and blocked.champion is None

@@ -72,10 +72,10 @@ def test_databases_that_cannot_be_used(tmp_path, here, monkeypatch):
             done = here('server', '--port', free_port(), '--backend', backend)
             assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
             assert password == 'guest' or password not in done.stderr.replace('wrong password', '')
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 10
     begun = time.monotonic()
     done = here('server', '--port', free_port(), '--backend', uri)  # the cluster is gone
-    assert done.returncode == 2 and 'refused' in done.stderr and time.monotonic() - begun < 5
+    assert done.returncode == 2 and 'refused' in done.stderr and time.monotonic() - begun < 10
 
 
 def test_an_open_server(tmp_path):
@@ -99,7 +99,7 @@ def test_an_open_server(tmp_path):
         assert ask(server.url + '/api/2.0/mlflow/experiments/create', 'POST', outside)[0] == 400
 
         said, seconds = start(tmp_path, '--port', server.url.rsplit(':', 1)[1])
-        assert 'give another --port' in said and seconds < 5
+        assert 'give another --port' in said and seconds < 15
         told = (tmp_path / 'server.log').read_text()
         assert f'export MLFLOW_TRACKING_URI={server.url}' in told and 'Traceback' not in told
         os.kill(server.pid, signal.SIGINT)
