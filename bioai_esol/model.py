@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -179,10 +179,10 @@ def save_model(
     weights: dict[str, Tensor],  # of one configuration, by name
     info: dict,                  # written beside them: configuration, data set, units
 ):
-    "Write `weights.safetensors` and `model.json` into `folder`."
+    "Write `weights.safetensors` and `model.json` into `folder`; raises `OSError` when the disk does not take them."
     model.join(weights)
     folder = Path(folder)
-    save_file({name: p.contiguous() for name, p in weights.items()}, folder / 'weights.safetensors')
+    (folder / 'weights.safetensors').write_bytes(save({name: p.contiguous() for name, p in weights.items()}))  # `save_file` raises no OSError on a full disk
     text = dict(architecture=model.name, hidden_dim=model.hidden_dim, n_features=model.n_features) | info
     (folder / 'model.json').write_text(json.dumps(text, indent=1, sort_keys=True) + '\n')
 

@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'logger', 'SweepInterrupted', 'SweepResult', 'run_sweep']
 
 # %% ../nbs/12_sweep.ipynb #6717a283
-import itertools, logging, multiprocessing as mp, signal, sys, time
+import itertools, logging, multiprocessing as mp, signal, sys, threading, time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
@@ -132,14 +132,36 @@ class _Progress:
             self.bar.update(min(round(block_cost(block) * epochs / block[0].epochs), self.bar.total - self.bar.n))  # rounding must not overshoot
         self.show()
 
+# %% ../nbs/12_sweep.ipynb #1435ed97
+class _Interruption:
+    "Ctrl-C and a polite kill, noted where they arrive and obeyed where the sweep looks."
+    def __enter__(self):
+        self.came, (self.pipe, self._bell) = False, mp.Pipe(duplex=False)
+        here = threading.current_thread() is threading.main_thread()  # only there do signals arrive
+        self._before = {s: h for s in (signal.SIGINT, signal.SIGTERM) if here and callable(h := signal.getsignal(s))}  # who ignores one goes on ignoring it
+        for s in self._before: signal.signal(s, self._note)
+        return self
+
+    def __exit__(self, *_):
+        for s, handler in self._before.items(): signal.signal(s, handler)
+        self.pipe.close(); self._bell.close()
+
+    def _note(self, number, frame):
+        if self.came: raise KeyboardInterrupt
+        self.came = True
+        self._bell.send_bytes(b'.')  # wakes `wait`
+
+    def obey(self):
+        if self.came: raise KeyboardInterrupt
+
 # %% ../nbs/12_sweep.ipynb #6e99dffe
 PATIENCE = 20.  # seconds
 logger = logging.getLogger('bioai_esol')
 
 class _Log:
     "Brings the runs of a sweep onto the disk, and from there into the store, and waits when one of them does not take them."
-    def __init__(self, store: Store, box: Outbox, progress: _Progress):
-        self.store, self.box, self.progress = store, box, progress
+    def __init__(self, store: Store, box: Outbox, progress: _Progress, interruption: _Interruption):
+        self.store, self.box, self.progress, self.interruption = store, box, progress, interruption
         self.trained: deque[tuple[Callable[[Outbox], Path], bool | None]] = deque()  # how to keep it; did it succeed? None: not counted
         self.kept: deque[tuple[Path, bool | None]] = deque()                         # on the disk, not in the store yet
         self.trouble, self.retry_at, self.delay = '', 0., 1.
@@ -199,7 +221,8 @@ class _Log:
         deadline = time.monotonic() + PATIENCE
         while self.trained or self.kept:
             if self.trouble and time.monotonic() > deadline: raise StoreError(f"{self.trouble}; {self.remains()}")
-            time.sleep(self.pause())
+            wait([self.interruption.pipe], self.pause())
+            self.interruption.obey()
             self.step()
 
     def remains(self) -> str:
@@ -260,7 +283,8 @@ class _Sweep:
         "Train everything, and write most of it: `_Log.finish` writes the rest."
         self.hire(min(workers, len(self.todo)))
         while self.workers:
-            ready = wait([w.pipe for w in self.workers], self.log.pause())
+            ready = wait([self.log.interruption.pipe, *(w.pipe for w in self.workers)], self.log.pause())
+            self.log.interruption.obey()
             for worker in [w for w in self.workers if w.pipe in ready]: self.hear(worker)
             if not ready: self.log.step()
 
@@ -319,13 +343,14 @@ def _train_all(store: Store, grid: Grid, writers: dict[tuple, Writer], todo: lis
     writers = {key: replace(w, parent=parent.run_id) for key, w in writers.items()}
     cut = blocks(todo, grid.workers)
     progress = _Progress(cut, reused)
-    with Outbox(store) as box:
-        sweep = _Sweep(cut, writers, device, log := _Log(store, box, progress), progress)
+    with Outbox(store) as box, _Interruption() as interruption:
+        sweep = _Sweep(cut, writers, device, log := _Log(store, box, progress, interruption), progress)
         try:
             sweep.run(grid.workers)
             log.end(parent, 'FINISHED')
             log.finish()
         except KeyboardInterrupt:
+            progress.show('stopping')
             while log.pause() == 0: log.step()  # trained to the end
             raise SweepInterrupted(f"interrupted after {progress.done} of {progress.total} runs; the same command continues the sweep") from None
         finally:
