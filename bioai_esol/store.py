@@ -67,6 +67,7 @@ class Client:
     "`MlflowClient` whose failures are `StoreError`s that name the store and the call."
     def __init__(self, uri: str):
         from mlflow import MlflowClient  # seconds to import, and `server` and `doctor` have said what is wrong by then
+        logging.getLogger('mlflow.store.db.utils').setLevel(logging.CRITICAL)  # a traceback for what is raised, and told in one line, anyway
         self._uri, self._client = uri, MlflowClient(uri, registry_uri=uri)
     def __getattr__(self, name: str):
         method = getattr(self._client, name)

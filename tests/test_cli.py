@@ -36,9 +36,11 @@ def test_help_is_quick_and_names_the_commands(program, here):
     start = time.perf_counter()
     done = program('--help')
     assert done.returncode == 0 and time.perf_counter() - start < 5  # its limit is one second; loaded machines get room
-    for word in ('sweep', 'promote', 'rollback', 'status', 'predict', 'train', 'history', 'compare', 'alias', 'archive', 'restore', 'Exit status'):
+    commands = ('train', 'sweep', 'promote', 'rollback', 'archive', 'restore', 'alias', 'status', 'history', 'compare', 'predict', 'server', 'doctor',
+                'serve', 'migrate')
+    for word in (*commands, 'Exit status'):
         assert word in done.stdout
-    for command in ('train', 'sweep', 'promote', 'rollback', 'archive', 'restore', 'alias', 'status', 'history', 'compare', 'predict'):
+    for command in commands:
         assert here(command, '--help').returncode == 0
 
 

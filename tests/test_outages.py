@@ -225,6 +225,7 @@ def test_the_disk_is_full(tmp_path):
             until(lambda: 'the training goes on' in said(tmp_path), p)
             (disk / 'ballast').unlink()
             assert p.wait(120) == 0, said(tmp_path)
+        assert 'Traceback' not in said(tmp_path)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv('XDG_STATE_HOME', env['XDG_STATE_HOME'])
             complete(uri, tmp_path.name)
