@@ -84,8 +84,9 @@ class Store:
     experiment_id: str
 
 def store_uri(tracking_uri: str | None = None) -> str:
-    "The store to use: the one given, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working directory."
-    return tracking_uri or os.environ.get('MLFLOW_TRACKING_URI') or DEFAULT_STORE
+    "The store to use: the one given, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working directory; a file with its whole path."
+    uri = tracking_uri or os.environ.get('MLFLOW_TRACKING_URI') or DEFAULT_STORE
+    return f'sqlite:///{path}' if (path := sqlite_path(uri)) else uri  # MLflow remembers databases by address, whatever directory it meant then
 
 def sqlite_path(uri: str) -> Path | None:
     "The file of an embedded store, None for any other."

@@ -7,15 +7,16 @@ import subprocess
 import time
 
 import pytest
-from conftest import PROGRAM, ROOT
+from conftest import PROGRAM, ROOT, fresh
 
 EASY = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--allow-dirty']
 
 
 @pytest.fixture(scope='module')
-def crowned(swept, tmp_path_factory):
+def crowned(tmp_path_factory):
     "A working directory with a champion."
     folder = tmp_path_factory.mktemp('crowned')
+    fresh(folder)
     subprocess.run([PROGRAM, 'sweep', '--hidden-dim', '16', '--lr', '1e-2', '--batch-size', '64', '--dropout', '0', '--weight-decay', '0',
                     '--epochs', '4', '--run-tag', 'tiny'], cwd=folder, check=True, capture_output=True, timeout=200)
     done = subprocess.run([PROGRAM, 'promote', *EASY, '--json'], cwd=folder, capture_output=True, text=True, timeout=200)
@@ -73,54 +74,54 @@ def test_debug_shows_the_traceback(program):
     assert done.returncode != 0 and 'Traceback' in done.stderr
 
 
-def test_train_is_a_sweep_of_one(program):
+def test_train_is_a_sweep_of_one(here):
     args = ['train', '--hidden-dim', '8', '--batch-size', '64', '--epochs', '2']
-    first = program(*args)
+    first = here(*args)
     assert first.returncode == 0 and '1 trained, 0 finished before' in first.stdout, first.stderr
-    assert '0 trained, 1 finished before' in program(*args).stdout
+    assert '0 trained, 1 finished before' in here(*args).stdout
 
 
-def test_yaml_and_options_are_the_same_thing(program, tmp_path):
+def test_yaml_and_options_are_the_same_thing(here, tmp_path):
     (tmp_path / 'grid.yaml').write_text('hidden_dim: [8]\nlr: 1e-2\n'
                                         'batch_size: 64\ndropout: 0\nweight_decay: [0, 1e-4]\nepochs: 2\nrun_tag: same\nworkers: 1\n')
-    first = program('sweep', '--grid', 'grid.yaml')
+    first = here('sweep', '--grid', 'grid.yaml')
     assert '2 trained' in first.stdout, first.stderr
     options = ['--hidden-dim', '8', '--lr', '0.01', '--batch-size', '64', '--dropout', '0', '--weight-decay', '0,0.0001', '--epochs', '2']
-    assert '0 trained, 2 finished before' in program('sweep', *options, '--run-tag', 'same', '--workers', '2').stdout
-    assert "run tag 'same-2'" in program('sweep', '--grid', 'grid.yaml', '--fresh').stdout
+    assert '0 trained, 2 finished before' in here('sweep', *options, '--run-tag', 'same', '--workers', '2').stdout
+    assert "run tag 'same-2'" in here('sweep', '--grid', 'grid.yaml', '--fresh').stdout
 
 
-def test_bad_rows_stop_the_run_unless_skipped(program, tmp_path):
+def test_bad_rows_stop_the_run_unless_skipped(here, tmp_path):
     from bioai_esol.data import load_esol
     table = load_esol().head(100)[['smiles', 'log_solubility']].astype(str)
     table.loc[3, 'smiles'], table.loc[7, 'log_solubility'] = 'C1CC', 'nan'
     table.to_csv(tmp_path / 'mine.csv', index=False)
     args = ['train', '--data', 'mine.csv', '--hidden-dim', '8', '--epochs', '2']
-    one_line(program(*args), 2, 'mine.csv line 5', 'mine.csv line 9', '2 of 100 rows', '--skip-bad-rows')
-    done = program(*args, '--skip-bad-rows')
+    one_line(here(*args), 2, 'mine.csv line 5', 'mine.csv line 9', '2 of 100 rows', '--skip-bad-rows')
+    done = here(*args, '--skip-bad-rows')
     assert done.returncode == 0 and '2 rows left out' in done.stdout and 'line 5' in done.stdout
-    promoted = program('promote', *EASY)
+    promoted = here('promote', *EASY)
     assert promoted.returncode == 0, (promoted.stdout, promoted.stderr)
 
 
-def test_predict_in_another_process(program, crowned, tmp_path):
+def test_predict_in_another_process(program, here, crowned, tmp_path):
     done = program('predict', 'CCO', cwd=crowned)
     assert done.returncode == 0 and 'CCO' in done.stdout
-    rows = json.loads(program('predict', 'CCO', 'C1CC', 'C', '--json', cwd=crowned).stdout)
+    rows = json.loads(here('predict', 'CCO', 'C1CC', 'C', '--json', cwd=crowned).stdout)
     assert [r['error'] == '' for r in rows] == [True, False, True]
     assert rows[1]['log_solubility'] is None and rows[0]['model_version'] == '1'
     assert rows[0]['solubility_mol_per_l'] == pytest.approx(10 ** rows[0]['log_solubility'])
     (tmp_path / 'in.csv').write_text('id,smiles\n1,CCO\n2,nonsense(\n3,C\n')
-    done = program('predict', '--input', tmp_path / 'in.csv', '--output', tmp_path / 'out.csv', cwd=crowned)
+    done = here('predict', '--input', tmp_path / 'in.csv', '--output', tmp_path / 'out.csv', cwd=crowned)
     assert done.returncode == 0 and '3 molecules, 1 with an error' in done.stdout
     with open(tmp_path / 'out.csv', newline='') as f:
         table = list(csv.DictReader(f))
     assert [r['id'] for r in table] == ['1', '2', '3']
     assert float(table[0]['log_solubility']) == pytest.approx(rows[0]['log_solubility'])
     assert 'nonsense(' in table[1]['error'] and not table[1]['log_solubility']
-    one_line(program('predict', '--input', tmp_path / 'absent.csv', cwd=crowned), 2, 'absent.csv')
+    one_line(here('predict', '--input', tmp_path / 'absent.csv', cwd=crowned), 2, 'absent.csv')
     (tmp_path / 'wrong.csv').write_text('molecule\nCCO\n')
-    one_line(program('predict', '--input', tmp_path / 'wrong.csv', cwd=crowned), 2, "no column 'smiles'")
+    one_line(here('predict', '--input', tmp_path / 'wrong.csv', cwd=crowned), 2, "no column 'smiles'")
 
 
 def test_status_history_and_rollback(here, crowned):

@@ -18,7 +18,7 @@ from bioai_esol.promotion import promote
 from bioai_esol.serving import load_champion
 from bioai_esol.store import connect
 from quick import EASY
-from stores import answers, free_port, process
+from stores import free_port, process
 
 ASKED = ['CCO', 'c1ccccc1', 'C1CC', 'C']
 NO_PICKLE = dict(MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
@@ -91,8 +91,8 @@ def test_the_champion_is_served_over_http(uri, crowned, here):
     "`bioai-esol serve` is `mlflow models serve` on the champion of that moment: it says which, and stays with it."
     port = free_port()
     url = f'http://127.0.0.1:{port}'
-    command = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri]
-    with process(command, crowned / 'serve.log', lambda: answers(f'{url}/ping'), cwd=crowned) as p:
+    command, log = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri], crowned / 'serve.log'
+    with process(command, log, lambda: 'Ctrl-C stops it' in log.read_text(), cwd=crowned) as p:
         def ask(body):
             request = Request(f'{url}/invocations', json.dumps(body).encode(), {'Content-Type': 'application/json'})
             answer = urlopen(request, timeout=60).read().decode()
@@ -102,7 +102,7 @@ def test_the_champion_is_served_over_http(uri, crowned, here):
         with pytest.raises(HTTPError) as e:
             ask(dict(dataframe_split=dict(columns=['molecule'], data=[['CCO']])))
         assert e.value.code == 400
-        assert 'serving EsolPrediction version 1, the champion' in (crowned / 'serve.log').read_text()
+        assert 'serving EsolPrediction version 1, the champion' in log.read_text()
         assert here('serve', '--port', port, '--tracking-uri', uri).stderr.count('give another --port') == 1
         os.kill(p.pid, signal.SIGINT)
         assert p.wait(20) == 0
