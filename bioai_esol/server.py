@@ -128,7 +128,9 @@ def server_command(
     direct = bool(s.artifacts) and not s.proxy_artifacts
     args = ['-m', 'mlflow', 'server', '--host', s.host, '--port', str(s.port), '--workers', '1', '--uvicorn-opts=--no-access-log --log-level warning',
             '--no-serve-artifacts' if direct else '--serve-artifacts', *(['--app-name', 'basic-auth'] if s.auth else [])]
-    env = {'MLFLOW_BACKEND_STORE_URI': database_uri(s.backend), 'MLFLOW_DEFAULT_ARTIFACT_ROOT' if direct else 'MLFLOW_ARTIFACTS_DESTINATION': artifacts,
+    database = database_uri(s.backend)
+    env = {'MLFLOW_BACKEND_STORE_URI': database, 'MLFLOW_REGISTRY_STORE_URI': database,
+           'MLFLOW_DEFAULT_ARTIFACT_ROOT' if direct else 'MLFLOW_ARTIFACTS_DESTINATION': artifacts,
            'MLFLOW_SERVER_ENABLE_JOB_EXECUTION': 'false', 'MLFLOW_DISABLE_TELEMETRY': 'true', 'MLFLOW_LOGGING_LEVEL': 'WARNING',
            'PYTHONWARNINGS': 'ignore'}
     if s.s3_endpoint: env['MLFLOW_S3_ENDPOINT_URL'] = s.s3_endpoint

@@ -18,6 +18,7 @@ from urllib.request import urlopen
 from filelock import FileLock
 
 for _name, _value in dict(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false',  # a bar for three small files hides ours
+                          MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT='true',  # two lines a run, in the middle of a bar or of JSON
                           MLFLOW_HTTP_REQUEST_MAX_RETRIES='1', MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR='1', MLFLOW_HTTP_REQUEST_TIMEOUT='12',
                           MLFLOW_DISABLE_TELEMETRY='true', AWS_MAX_ATTEMPTS='2', AWS_METADATA_SERVICE_TIMEOUT='1').items(): os.environ.setdefault(_name, _value)
 from sqlalchemy.exc import SQLAlchemyError

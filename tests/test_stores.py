@@ -76,9 +76,10 @@ def test_the_whole_path(case, here, monkeypatch):
     assert found.returncode == 0 and '✗' not in found.stdout, found.stdout
     swept = here('sweep', *TINY, '--run-tag', 'first')
     assert swept.returncode == 0, swept.stderr
-    assert '2 trained, 0 finished before, 0 failed' in swept.stdout
+    assert '2 trained, 0 finished before, 0 failed' in swept.stdout and 'View run' not in swept.stdout
     assert '0 trained, 2 finished before' in here('sweep', *TINY, '--run-tag', 'first').stdout
-    assert here('promote', '--run-tag', 'first', *LOOSE).returncode == 0
+    first = here('promote', '--run-tag', 'first', *LOOSE, '--json')
+    assert first.returncode == 0 and json.loads(first.stdout)['champion'] == '1'  # JSON and nothing else, whatever MLflow has to say
     sweep_here(case.uri, 'second', 40)
     better = here('promote', '--run-tag', 'second', *LOOSE)
     assert better.returncode == 0 and 'champion: version 2' in better.stdout, better.stdout + better.stderr
