@@ -20,7 +20,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from .store import EXPERIMENT, Client, Store, StoreError, one_line, reachable, sqlite_path, store_uri
+from .store import EXPERIMENT, REFUSED, Client, Store, StoreError, one_line, reachable, sqlite_path, store_uri
 
 # %% ../nbs/08_doctor.ipynb #44b386ce
 @dataclass(frozen=True)
@@ -181,11 +181,8 @@ def _ask(uri: str, method: str, path: str, **kwargs):
     with one_line(f"{uri} did not answer within {SECONDS} s"):
         return http_request(get_default_host_creds(uri), path, method, max_retries=0, timeout=SECONDS, raise_on_status=False, **kwargs)
 
-_REFUSED = {401: ('user name or password were refused', "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write them to ~/.mlflow/credentials"),
-            403: ('access is denied', 'ask who runs the server for the right to it, or use the address that it was started for')}
-
 def _server_no(response) -> tuple[str, str]:
-    if response.status_code in _REFUSED: return _REFUSED[response.status_code]
+    if response.status_code in REFUSED: return REFUSED[response.status_code]
     return f"answered {response.status_code}: {' '.join(response.text.split())[:200]}", ''
 
 def server_findings(uri: str) -> Iterator[Finding]:
