@@ -18,12 +18,13 @@ def imported(path):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            yield f'bioai_esol.{node.module}' if node.level else node.module
 
 
 def test_every_module_has_a_place():
     assert {p.stem for p in MODULES} <= set(ORDER)
     assert len(MODULES) >= 15
+    assert {'bioai_esol.training', 'torch'} <= set(imported(ROOT / 'bioai_esol/sweep.py'))  # relative imports are seen too
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
