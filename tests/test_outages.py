@@ -15,8 +15,8 @@ import pytest
 from conftest import PROGRAM, copied, fresh
 from stores import KEYS, free_port, mlflow_server, s3
 
-from bioai_esol.outbox import left
-from bioai_esol.store import StoreError, connect
+from bioai_esol.outbox import left, places
+from bioai_esol.store import Store, StoreError, connect
 from bioai_esol.tracking import histories, runs_table, search
 
 EPOCHS = 60
@@ -131,7 +131,8 @@ def test_a_server_that_does_not_come_back(server, tmp_path, here):
 
 def test_the_sweep_is_killed_while_the_server_is_away(server, tmp_path, here):
     "SIGKILL in the middle of the waiting: what was on the disk is written by the next sweep."
-    def kept(): return [p for p in Path(os.environ['XDG_STATE_HOME']).rglob('run.json') if not p.parent.suffix]
+    def kept(): return [p for place in places(Store(None, server.url, '')) for p in place.rglob('run.json') if not p.parent.suffix]
+    assert not kept()
     with sweeping(tmp_path, server.url) as p:
         until(lambda: opened(server.url, tmp_path.name) >= 4, p)
         server.kill()
@@ -206,6 +207,31 @@ def test_s3(tmp_path, here, monkeypatch):
             assert p.wait(120) == 0, said(tmp_path)
         assert 'InvalidAccessKeyId' in said(tmp_path) and 'is back' in said(tmp_path)
         complete(server.url, tmp_path.name)
+
+
+def test_a_bucket_behind_the_server(tmp_path, here, monkeypatch):
+    "Artifacts that the server writes, into a bucket that is not there: MLflow's client would hang for four minutes and never name it."
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    with s3(tmp_path) as endpoint:
+        client = boto3.client('s3', endpoint_url=endpoint)
+        with mlflow_server(tmp_path, '--artifacts', 's3://esol-runs', '--s3-endpoint', endpoint, '--proxy-artifacts') as server:
+            client.delete_bucket(Bucket='esol-runs')
+            for command in (['sweep', *GRID], ['doctor']):
+                begun = time.monotonic()
+                done = here(*command, '--tracking-uri', server.url)
+                assert done.returncode == 2 and f'artifacts behind {server.url}' in done.stdout + done.stderr, done.stdout + done.stderr
+                assert time.monotonic() - begun < 30 and opened(server.url, 'grid_sweep') == 0
+            bucket = dict(Bucket='esol-runs', CreateBucketConfiguration=dict(LocationConstraint='eu-west-1'))
+            client.create_bucket(**bucket)
+            with sweeping(tmp_path, server.url) as p:
+                until(lambda: opened(server.url, tmp_path.name), p)
+                client.delete_bucket(Bucket='esol-runs')
+                until(lambda: 'results are kept' in said(tmp_path), p)
+                client.create_bucket(**bucket)
+                assert p.wait(120) == 0, said(tmp_path)
+            assert 'is back' in said(tmp_path)
+            complete(server.url, tmp_path.name)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason='mounting a small disk needs root')
