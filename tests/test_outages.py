@@ -148,6 +148,28 @@ def test_the_sweep_is_killed_while_the_server_is_away(server, tmp_path, here):
     complete(server.url, tmp_path.name, killed=begun - finished)
 
 
+def test_a_second_machine(server, tmp_path, here, monkeypatch):
+    "No lock file is shared: a sweep that is alive elsewhere is left alone, and one that died there is continued."
+    command = ['sweep', *GRID, '--run-tag', tmp_path.name, '--tracking-uri', server.url]
+    with sweeping(tmp_path, server.url) as p:
+        until(lambda: opened(server.url, tmp_path.name) >= 4, p)
+        monkeypatch.setattr('socket.gethostname', lambda: 'elsewhere')
+        monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+        begun = opened(server.url, tmp_path.name)
+        done = here(*command)
+        assert done.returncode == 2 and f'is running on {os.uname().nodename}' in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        statuses = runs_table(connect(server.url), tmp_path.name).status
+        assert p.poll() is None and 'KILLED' not in set(statuses) and len(statuses) >= begun
+        os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+    monkeypatch.setattr('bioai_esol.sweep.STALE', 0.1)
+    done = here(*command)
+    assert done.returncode == 0, done.stderr
+    complete(server.url, tmp_path.name, killed=len(runs_table(connect(server.url), tmp_path.name)) - 6)
+    sweeps = runs_table(connect(server.url), tmp_path.name, 'sweep')
+    assert sorted(sweeps.status) == ['FINISHED', 'KILLED'] and 'elsewhere' in set(sweeps.host)
+
+
 def test_a_server_that_hangs(server, here):
     "Stopped, not dead: it takes connections and answers nobody."
     family = server.family()
