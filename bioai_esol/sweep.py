@@ -79,7 +79,7 @@ def _elsewhere(store: Store, run_tag: str) -> dict[str, str]:  # run id -> host
     "Sweeps of this `run_tag` that are alive on other machines."
     sweeps = [(r.info.run_id, r.data.tags) for r in search(store, run_tag=run_tag, kind='sweep') if r.info.status == 'RUNNING']
     return {run_id: tags['host'] for run_id, tags in sweeps
-            if tags['host'] != socket.gethostname() and now() - int(tags.get('seen_alive', 0)) < 1000 * STALE}
+            if now() - int(tags.get('seen_alive', 0)) < 1000 * STALE and tags['host'] != socket.gethostname()}
 
 @contextmanager
 def _only_one(store: Store, run_tag: str):
