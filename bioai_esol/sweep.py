@@ -286,7 +286,7 @@ def _train_all(store: Store, grid: Grid, writers: dict[tuple, Writer], todo: lis
         sweep = _Sweep(cut, writers, device, log := Delivery(store, box, progress, interruption.sleep), progress, interruption)
         try:
             sweep.run(grid.workers, parent)
-            log.end(parent, 'FINISHED')
+            log.end(parent, 'FINISHED', seen_alive=str(now()))
             log.finish(parent)
         except KeyboardInterrupt:
             progress.show('stopping')

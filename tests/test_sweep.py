@@ -139,6 +139,22 @@ def test_a_dying_worker_fails_its_runs_and_the_sweep_goes_on(tmp_path):
     assert again.returncode == 0 and statuses(tmp_path)['FINISHED'] == 8
 
 
+def test_a_sweep_says_that_it_is_alive(tmp_path, monkeypatch):
+    import mlflow
+    told, real = [], mlflow.MlflowClient.set_tag
+
+    def set_tag(self, run_id, key, value, *args, **kwargs):
+        told.append((key, int(value)))
+        return real(self, run_id, key, value, *args, **kwargs)
+    monkeypatch.setattr(mlflow.MlflowClient, 'set_tag', set_tag)
+    monkeypatch.setattr('bioai_esol.tracking.PULSE', 0.2)
+    grid = Grid(hidden_dim=16, lr=1e-2, batch_size=16, dropout=0, weight_decay=0, epochs=100, run_tag='alive', workers=1)
+    run_sweep(grid, tracking_uri=fresh(tmp_path))
+    assert len(told) >= 2 and {key for key, _ in told} == {'seen_alive'} and told == sorted(told)
+    [sweep] = runs_table(connect(f'sqlite:///{tmp_path}/mlflow.db'), 'alive', 'sweep').to_dict('records')
+    assert int(sweep['seen_alive']) >= told[-1][1] and sweep['status'] == 'FINISHED'
+
+
 def test_a_worker_stays_small_over_many_blocks():
     "Under 1.5 GB at the largest shapes of the grid, and no larger after eight blocks than after three."
     task = make_task(esol(), TrainConfig())
