@@ -110,10 +110,13 @@ class Delivery:
 
     def alive(self, sweep: Record):
         "Note in the store, every `PULSE` seconds, that a sweep is alive: other machines cannot see its process."
-        if self.trouble or time.monotonic() - self.noted < PULSE: return
+        if time.monotonic() - self.noted < PULSE: return
         self.noted = time.monotonic()
-        try: self.store.client.set_tag(sweep.run_id, 'seen_alive', str(now()))
-        except StoreError as e: self.away(e)
+        try:
+            if self.trouble: reachable(self.store.uri)
+            self.store.client.set_tag(sweep.run_id, 'seen_alive', str(now()))
+        except StoreError as e: return self.away(e)
+        if self.pause() is None: self.back()  # nothing else is waiting that would find out
 
     def away(self, e: StoreError):
         "Note that disk or store did not take something; said once for each outage."

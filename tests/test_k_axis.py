@@ -1,8 +1,8 @@
 "The two promises of the K axis, on ESOL itself."
 import numpy as np
 import pytest
-from conftest import fresh
 import torch
+from conftest import fresh
 from safetensors.torch import load_file
 from torch_geometric.data import Batch as PyGBatch
 
