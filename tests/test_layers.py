@@ -6,8 +6,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-ORDER = ['data', 'split', 'features', 'metrics', 'model', 'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'grid', 'sweep',
-         'analysis', 'policy', 'journal', 'registry', 'promotion', 'serving', 'monitoring', 'server', 'migration', 'endpoint', 'arguments', 'cli']
+ORDER = ['data', 'split', 'features', 'metrics', 'model', 'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'frames', 'grid', 'sweep',
+         'analysis', 'figures', 'molecules', 'policy', 'journal', 'registry', 'promotion', 'serving', 'monitoring', 'explorer', 'report', 'server', 'migration', 'endpoint', 'arguments', 'cli']
 MAY_USE_MLFLOW = {'store', 'doctor', 'outbox', 'tracking', 'journal', 'registry', 'promotion', 'serving', 'migration'}
 MODULES = sorted(p for p in (ROOT / 'bioai_esol').glob('*.py') if p.stem not in ('__init__', '_modidx'))
 
@@ -51,7 +51,7 @@ def test_only_the_journal_writes_to_the_registry(path):
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
 def test_no_development_tools_at_run_time(path):
-    assert not {name.split('.')[0] for name in imported(path)} & {'fastcore', 'nbdev', 'IPython', 'pytest', 'sklearn', 'hypothesis'}
+    assert not {name.split('.')[0] for name in imported(path)} & {'fastcore', 'nbdev', 'IPython', 'pytest', 'playwright', 'hypothesis'}
 
 
 @pytest.mark.parametrize('code', ['import bioai_esol', 'import bioai_esol.cli, bioai_esol.arguments; bioai_esol.arguments.make_parser()'])
