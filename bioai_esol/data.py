@@ -21,6 +21,9 @@ from rdkit import Chem, rdBase
 # %% ../nbs/00_data.ipynb #b87fb0fd
 class BioaiError(Exception):
     "A mistake the user can mend: the message names the value, the place and the way out."
+    def _render_traceback_(self) -> list[str]:
+        "What a notebook shows: the line, without forty lines of our own code above it."
+        return [f'{type(self).__name__}: {self}']
 
 class DataError(BioaiError, ValueError):
     "A table or a molecule that cannot be used."

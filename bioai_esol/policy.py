@@ -116,13 +116,13 @@ class Choice:
     chosen: dict | None              # the row that was chosen
     reason: str
     smallest_threshold: float | None # the smallest gap_threshold that would admit a run, when none is chosen
+    r2_floor: float | None           # the lowest final val_r2 that is accepted, None when no finished run has one
 
     @property
     def approved(self) -> bool: return self.chosen is not None
 
-def _candidate_rules(run: Mapping, best_r2: float | None, policy: Policy, failed: str, force: bool) -> list[Rule]:
+def _candidate_rules(run: Mapping, best_r2: float | None, floor: float | None, policy: Policy, failed: str, force: bool) -> list[Rule]:
     value = _number(run, 'val_r2')
-    floor = best_r2 - policy.r2_tolerance * abs(best_r2) if best_r2 is not None else None
     ok = value is not None and floor is not None and value >= floor
     shown = 'not logged or not finite' if value is None else f"{value:.3f} {'≥' if ok else 'is below'} {floor:.3f}"
     r2 = Rule('r2', ok, f"final val_r2 {shown}" + ('' if best_r2 is None else f" (best {best_r2:.3f} less {policy.r2_tolerance:.0%})"), value, floor)
@@ -138,7 +138,9 @@ def choose_candidate(
     "The run with the lowest best_val_rmse that passes every rule."
     rows = runs.to_dict('records')
     r2s = [v for r in rows if r.get('status') == 'FINISHED' and (v := _number(r, 'val_r2')) is not None]
-    rules = [_candidate_rules(r, max(r2s, default=None), policy, (failed or {}).get(r.get('config_digest'), ''), force) for r in rows]
+    best_r2 = max(r2s, default=None)
+    floor = None if best_r2 is None else best_r2 - policy.r2_tolerance * abs(best_r2)
+    rules = [_candidate_rules(r, best_r2, floor, policy, (failed or {}).get(r.get('config_digest'), ''), force) for r in rows]
     reasons = ['; '.join(x.reason for x in rs if not x.passed) for rs in rules]
     judged = runs.assign(eligible=[not r for r in reasons], reason=[r or 'passes every rule' for r in reasons])
     keys = [k for k in ('best_val_rmse', 'config_digest', 'run_id') if k in judged]  # the digest breaks ties the same way every time
@@ -150,12 +152,12 @@ def choose_candidate(
         why = (f"{chosen.get('run_name')}: lowest best_val_rmse ({chosen['best_val_rmse']:.4f}) of {len(eligible)} eligible among {len(runs)} runs; "
                f"final gap {chosen['generalisation_gap']:.3f}, final val_r2 {chosen['val_r2']:.3f}"
                + (f"; {passed_over} run{'s' * (passed_over > 1)} with a lower best_val_rmse did not pass" if passed_over else ''))
-        return Choice(judged, chosen, why, None)
+        return Choice(judged, chosen, why, None, floor)
     gaps = [_number(r, 'generalisation_gap') for r, rs in zip(rows, rules)
             if all(x.passed or x.name == 'gap' for x in rs) and _number(r, 'generalisation_gap') is not None]
     smallest = math.floor(min(gaps) * 1000 + 1) / 1000 if gaps else None  # the rule is strict: the next thousandth above
     way = f"a gap threshold of {smallest:.3f} would admit one" if smallest is not None else 'no gap threshold would admit one'
-    return Choice(judged, None, f"none of {len(runs)} runs passes every rule; {way}", smallest)
+    return Choice(judged, None, f"none of {len(runs)} runs passes every rule; {way}", smallest, floor)
 
 # %% ../nbs/17_policy.ipynb #80d912b9
 def reproduction(

@@ -199,7 +199,7 @@ def _named(store: Store, seen: Snapshot, version: str, terms: _Terms) -> tuple[s
     number = find(seen, version)
     if seen.status(number) == 'archived': raise BioaiError(f"version {number} is archived: 'bioai-esol restore {number} --reason …' first")
     run = run_of(store, seen.versions[number]) | dict(config_digest=seen.at(f'version/{number}/config_digest'))
-    return run.get('run_tag', ''), Choice(pd.DataFrame([run]), run, f"version {number} was named", None)
+    return run.get('run_tag', ''), Choice(pd.DataFrame([run]), run, f"version {number} was named", None, None)
 
 # %% ../nbs/20_promotion.ipynb #d2a947f9
 def _take_turn(t: Turn, choice: Choice, run: dict, tags: dict[str, str], decisions: list[Decision], terms: _Terms) -> str | None:  # the version

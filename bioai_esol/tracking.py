@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'PULSE', 'logger', 'run_name', 'Writer', 'fail_run', 'Delivery', 'typed_params', 'search', 'runs_table',
-           'run_row', 'newest_run_tag', 'histories', 'fetch_artifacts']
+           'run_row', 'newest_run_tag', 'fetch_artifacts']
 
 # %% ../nbs/10_tracking.ipynb #bfa97eb1
 import logging, time, warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -184,11 +184,13 @@ class Delivery:
         return '; '.join(filter(None, [text, lost]))
 
 # %% ../nbs/10_tracking.ipynb #39aca98c
+def _time(ms: int | None) -> pd.Timestamp: return pd.Timestamp(ms, unit='ms', tz='UTC') if ms else pd.NaT
+
 def _row(run: Run) -> dict:
     info, data = run.info, run.data
     tags = {k: v for k, v in data.tags.items() if not k.startswith('mlflow.')}
     params = dict(data.params) if tags.get('kind') == 'sweep' else typed_params(data.params)  # a sweep's are axes, not values
-    return (dict(run_id=info.run_id, run_name=info.run_name, status=info.status, start_time=pd.Timestamp(info.start_time, unit='ms', tz='UTC'),
+    return (dict(run_id=info.run_id, run_name=info.run_name, status=info.status, start_time=_time(info.start_time), end_time=_time(info.end_time),
                  parent=data.tags.get('mlflow.parentRunId')) | tags | params | dict(data.metrics))
 
 def typed_params(params: dict[str, str]) -> dict:
@@ -228,18 +230,6 @@ def newest_run_tag(store: Store) -> str | None:
     return sweeps[-1].data.tags['run_tag'] if sweeps else None
 
 # %% ../nbs/10_tracking.ipynb #6a39b1c0
-def histories(
-    store: Store,
-    run_ids: Sequence[str],
-    keys: Sequence[str] = ('train_rmse', 'val_rmse', 'generalisation_gap'),
-) -> pd.DataFrame:  # columns `run_id`, `epoch`, and one a key
-    "The metrics of every epoch of some runs."
-    frames = []
-    for run_id in run_ids:
-        columns = {k: pd.Series({m.step: m.value for m in store.client.get_metric_history(run_id, k)}, dtype=float) for k in keys}
-        frames.append(pd.DataFrame(columns).rename_axis('epoch').reset_index().assign(run_id=run_id))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=['run_id', 'epoch', *keys])
-
 def fetch_artifacts(store: Store, run_id: str, folder: str | Path, path: str = '') -> Path:
     "Copy a run's artifacts into `folder`; raises `StoreError` when they cannot be had."
     with one_line(f"run {run_id} has no artifact {path or '.'!r}"):

@@ -172,18 +172,3 @@ def test_a_dry_run_changes_nothing(here, swept, tmp_path):
     before = runs()
     here('promote', '--dry-run', *EASY, cwd=tmp_path / 'copy')
     assert runs() == before
-
-
-def test_the_analysis_notebook_runs_on_a_small_sweep(swept, tmp_path):
-    "From the runs to the promotion, on a real kernel."
-    import nbformat
-    from nbclient import NotebookClient
-    shutil.copytree(swept, tmp_path / 'copy')
-    os.environ['MLFLOW_TRACKING_URI'] = f"sqlite:///{tmp_path / 'copy'}/mlflow.db"
-    try:
-        notebook = nbformat.read(ROOT / 'nbs/analysis/choose_a_run.ipynb', as_version=4)
-        NotebookClient(notebook, timeout=200, kernel_name='python3').execute()
-    finally:
-        del os.environ['MLFLOW_TRACKING_URI']
-    outputs = [o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs]
-    assert sum('image/png' in o.get('data', {}) for o in outputs) >= 3

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 ORDER = ['data', 'split', 'features', 'metrics', 'model', 'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'frames', 'grid', 'sweep',
-         'analysis', 'figures', 'molecules', 'policy', 'journal', 'registry', 'promotion', 'serving', 'monitoring', 'explorer',
+         'analysis', 'figures', 'molecules', 'policy', 'journal', 'registry', 'promotion', 'serving', 'monitoring', 'chronicle', 'explorer',
          'report', 'server', 'migration', 'endpoint', 'arguments', 'cli']
 MAY_USE_MLFLOW = {'store', 'doctor', 'outbox', 'tracking', 'journal', 'registry', 'promotion', 'serving', 'migration'}
 MODULES = sorted(p for p in (ROOT / 'bioai_esol').glob('*.py') if p.stem not in ('__init__', '_modidx'))

@@ -17,7 +17,8 @@ from stores import KEYS, free_port, mlflow_server, s3
 
 from bioai_esol.outbox import left, places
 from bioai_esol.store import Store, StoreError, connect
-from bioai_esol.tracking import histories, runs_table, search
+from bioai_esol.frames import load_histories
+from bioai_esol.tracking import runs_table, search
 
 EPOCHS = 60
 GRID = ['--hidden-dim', '8,16,32', '--lr', '1e-2', '--batch-size', '16', '--dropout', '0,0.2', '--weight-decay', '0', '--workers', '2',
@@ -89,8 +90,8 @@ def complete(uri, run_tag, killed=0):
     finished = table[table.status == 'FINISHED']
     assert (len(finished), finished.config_digest.nunique()) == (6, 6), table[['run_name', 'status']]
     assert table.status.value_counts().to_dict() == {'FINISHED': 6} | ({'KILLED': killed} if killed else {})
-    history = histories(store, finished.run_id.tolist())
-    assert history.groupby('run_id').size().tolist() == [EPOCHS] * 6 and not history.isna().any().any()
+    history = load_histories(finished, tracking_uri=uri)
+    assert history.groupby(['run_id', 'metric']).size().tolist() == [EPOCHS] * 36 and not history.isna().any().any()
     for run_id in finished.run_id:
         assert {f.path for f in store.client.list_artifacts(run_id)} == {'weights.safetensors', 'model.json', 'test_predictions.csv'}
         assert len(store.client.get_run(run_id).inputs.dataset_inputs) == 1
