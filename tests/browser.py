@@ -1,4 +1,4 @@
-"What tests in a browser share: Debian's chromium, a page that remembers what went wrong on it, and no host but 127.0.0.1."
+"What tests in a browser share: chromium as the system has it, a page that remembers what went wrong on it, and no host but 127.0.0.1."
 import os
 import shutil
 
@@ -11,7 +11,7 @@ ARGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--d
 @pytest.fixture(scope='module')
 def chromium():
     "The browser, as long as a module of tests lasts: an event loop runs with it, and other modules may want their own."
-    path = shutil.which('chromium')
+    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     if not path:
         assert not os.environ.get('CI'), 'chromium is not installed, and .ci/run should have done it'
         pytest.skip("chromium is not installed here: 'apt-get install chromium'")
