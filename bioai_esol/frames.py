@@ -28,7 +28,8 @@ def _typed(runs: pd.DataFrame) -> pd.DataFrame:
     numbers = {c: pd.to_numeric(runs[c]) for c in ('seconds', *METRICS)}
     whole = {c: pd.to_numeric(runs[c]).astype('Int64') for c in ('best_epoch', 'threads', 'pid', 'dataset_skipped') if c in runs}
     yes_or_no = {c: runs[c].map({'true': True, 'false': False}).astype('boolean') for c in ('git_dirty',)}
-    return runs.assign(**numbers | whole | yes_or_no)
+    times = {c: pd.to_datetime(runs[c], utc=True) for c in ('start_time', 'end_time')}  # also while no run has ended
+    return runs.assign(**numbers | whole | yes_or_no | times)
 
 def _tag(store: Store, run_tag: str | None) -> str:
     "The run tag that is meant; raises `BioaiError` with what there is, or what to run."
