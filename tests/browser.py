@@ -1,4 +1,5 @@
 "What tests in a browser share: chromium as the system has it, a page that remembers what went wrong on it, and no host but 127.0.0.1."
+import contextlib
 import os
 import shutil
 
@@ -8,18 +9,29 @@ ARGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--d
         '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1']  # a request to anybody else fails in the browser, and so is among the troubles
 
 
+def program():
+    "Where chromium is; None when it is not installed."
+    return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+@contextlib.contextmanager
+def started():
+    "The browser, without a window."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=program(), args=ARGS)
+        yield browser
+        browser.close()
+
+
 @pytest.fixture(scope='module')
 def chromium():
     "The browser, as long as a module of tests lasts: an event loop runs with it, and other modules may want their own."
-    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if not path:
+    if not program():
         assert not os.environ.get('CI'), 'chromium is not installed, and .ci/run should have done it'
         pytest.skip("chromium is not installed here: 'apt-get install chromium'")
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=ARGS)
+    with started() as browser:
         yield browser
-        browser.close()
 
 
 def remember(page):

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import secrets
+import shutil
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from conftest import ROOT
 from stores import answers, free_port, process
 
 
@@ -19,21 +21,23 @@ class Lab:
     token: str
     notebooks: Path
 
-    def open(self, page, notebook):
-        "Open a notebook and wait until its kernel can be asked."
-        page.goto(f'{self.url}/lab/tree/{notebook}?token={self.token}&reset')
-        page.locator('.jp-NotebookPanel:visible .jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=60_000)
+    def open(self, page, notebook=None):
+        "Open a notebook, or what `make lab` opens, and wait until its kernel can be asked."
+        page.goto(f'{self.url}/' + (f'lab/tree/{notebook}' if notebook else '') + f'?token={self.token}&reset')
+        page.locator('#jp-main-statusbar').get_by_text(re.compile(r'\| Idle$')).wait_for(timeout=60_000)  # what is run before is dropped without a word
         return page
 
     def run_all(self, page, seconds=120):
         "Run → Run All Cells, and wait until every cell has been; a cell that fails is an error here, with its traceback."
-        from playwright.sync_api import expect
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
         cells = page.locator('.jp-NotebookPanel:visible .jp-CodeCell')
-        expect(cells.locator('.jp-InputPrompt').filter(has_text=re.compile(r'\[(\*| |)\]'))).to_have_count(0, timeout=seconds * 1000)
-        errors = page.locator('.jp-NotebookPanel:visible .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
-        assert not errors.count(), errors.first.inner_text()
+        failed, waiting = (cells.locator(what).filter(has_text=text) for what, text in
+                           (('.jp-OutputArea-output', 'Traceback (most recent call last)'), ('.jp-InputPrompt', re.compile(r'\[[* ]\]'))))
+        def all_ran():
+            assert not failed.count(), failed.first.inner_text()
+            return not waiting.count()
+        until(page, all_ran, 'all cells to run', seconds)
 
     def stop_kernels(self, page):
         "Kernels outlive the page they were opened from."
@@ -42,21 +46,23 @@ class Lab:
 
 
 @contextlib.contextmanager
-def jupyterlab(folder, home):
-    "`make lab` in a folder with Makefile, notebooks and a store; settings, history and home lie under `home`, and nobody is asked for news."
-    port, token, home = free_port(), secrets.token_hex(16), Path(home)
+def jupyterlab(folder, **env):
+    "`make lab` on a copy of the notebooks in `folder`; settings, history and home are of its own, and nobody is asked for news."
+    folder, port, token = Path(folder), free_port(), secrets.token_hex(16)
+    home, url = folder / 'home', f'http://127.0.0.1:{port}'
+    shutil.copy(ROOT / 'Makefile', folder)
+    shutil.copytree(ROOT / 'nbs', folder / 'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     settings = {'config/jupyter_server_config.json': dict(ServerApp=dict(port=port, port_retries=0, open_browser=False, allow_root=True),
                                                           IdentityProvider=dict(token=token), LabApp=dict(extension_manager='readonly')),
                 'config/labconfig/page_config.json': dict(disabledExtensions={'@jupyterlab/apputils-extension:announcements': True})}
     for name, values in settings.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(json.dumps(values))
-    env = dict(HOME=home, IPYTHONDIR=home / 'ipython', XDG_CACHE_HOME=home / 'cache', PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
-               **{f'JUPYTER_{kind.upper()}_DIR': home / kind for kind in ('config', 'data', 'runtime')})
+    env |= dict(HOME=home, IPYTHONDIR=home / 'ipython', XDG_CACHE_HOME=home / 'cache', PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
+                **{f'JUPYTER_{kind.upper()}_DIR': home / kind for kind in ('config', 'data', 'runtime')})
     command = ['make', '-o', '.venv/.ready', f'BIN={Path(sys.executable).parent}', 'lab']  # -o: the environment that runs the tests is the one
-    url = f'http://127.0.0.1:{port}'
-    with process(command, home / 'lab.log', lambda: answers(f'{url}/api/status?token={token}'), {k: str(v) for k, v in env.items()}, folder):
-        yield Lab(url, token, Path(folder) / 'nbs')
+    with process(command, folder / 'lab.log', lambda: answers(f'{url}/api/status?token={token}'), {k: str(v) for k, v in env.items()}, folder):
+        yield Lab(url, token, folder / 'nbs')
 
 
 def slider(page, name):
