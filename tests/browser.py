@@ -54,9 +54,11 @@ def new_page(chromium, tmp_path):
         context.tracing.start(screenshots=True, snapshots=True)
         contexts.append(context)
         return remember(context.new_page())
-    new.contexts, new.folder = contexts, tmp_path
+    new.contexts, new.folder, new.tracing = contexts, tmp_path, True
     yield new
     for context in contexts:
+        if new.tracing:
+            context.tracing.stop()
         context.close()
 
 
@@ -72,6 +74,7 @@ def pytest_runtest_makereport(item, call):
     new = getattr(item, 'funcargs', {}).get('new_page')
     if new and report.failed and report.when == 'call':
         from playwright.sync_api import Error
+        new.tracing = False
         for n, context in enumerate(new.contexts):
             kept = [new.folder / f'trace-{n}.zip', *(new.folder / f'page-{n}-{m}.png' for m in range(len(context.pages)))]
             troubles = [f'{page.url}: {trouble}' for page in context.pages for trouble in getattr(page, 'troubles', [])]
