@@ -1,0 +1,143 @@
+"The notebooks' widgets as a person uses them: `make lab`, a browser, a slider moved, and the figure seen to change."
+import contextlib
+import re
+import subprocess
+
+import nbformat
+import pytest
+from conftest import PROGRAM, fresh, uri_of
+from lab import figure, jupyterlab, slider, until
+
+SWEEP = ['--hidden-dim', '32,64', '--lr', '1e-2,3e-3', '--batch-size', '32', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '100']  # the gaps differ
+LONG = ['--hidden-dim', '8,16,24', '--lr', '1e-2,3e-3', '--batch-size', '16,32,48,64', '--dropout', '0', '--weight-decay', '0', '--epochs', '200',
+        '--workers', '1']  # a block of two runs at a time; longer than anybody looks
+IMPORTS = 'from bioai_esol.explorer import *\nfrom bioai_esol.frames import *\n'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A project folder after `make run`, with a sweep that takes seconds."
+    folder = tmp_path_factory.mktemp('project')
+    fresh(folder)
+    done = subprocess.run([PROGRAM, 'sweep', *SWEEP, '--run-tag', 'lab'], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope='module')
+def lab(chromium, folder):
+    with jupyterlab(folder) as lab:
+        yield lab
+
+
+@pytest.fixture
+def notebook(lab, page):
+    "notebook(code): the page of a new notebook of one cell, which has run."
+    def run(code):
+        kernel = dict(name='python3', display_name='python3')
+        new = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(IMPORTS + code)], metadata=dict(kernelspec=kernel))
+        nbformat.write(new, lab.notebooks / 'new.ipynb')
+        lab.open(page, 'new.ipynb')
+        lab.run_all(page)
+        return page
+    yield run
+    lab.stop_kernels(page)
+
+
+@pytest.fixture
+def analysis(lab, page):
+    "What `make lab` opens, run to its end."
+    lab.open(page)
+    lab.run_all(page)
+    yield page
+    lab.stop_kernels(page)
+
+
+def choice(folder, page):
+    "What the policy says of the sweep under the thresholds that the sliders show."
+    from bioai_esol.frames import load_runs
+    from bioai_esol.policy import Policy, choose_candidate
+    thresholds = {key: value(page, name) for key, name in dict(gap_threshold='gap threshold', r2_tolerance='R² tolerance').items()}
+    return choose_candidate(load_runs('lab', uri_of(folder)), Policy(**thresholds))
+
+
+def value(page, name):
+    return float(slider(page, name).get_attribute('aria-valuetext'))
+
+
+def follows(folder, page, before):
+    "Wait until the page says what the policy says, and the figure is another one; gives both."
+    said = page.locator('.widget-html')
+    made = choice(folder, page)
+    names = set(made.runs.run_name[made.runs.eligible])
+    def true():
+        text = '\n'.join(said.all_inner_texts())
+        return all(name in text for name in names) if made.approved else 'no candidate' in text
+    until(page, true, f'{made.reason}')
+    until(page, lambda: figure(page) not in (None, before), 'another figure')
+    return made, figure(page)
+
+
+def test_figure_runs_and_decision_follow_the_sliders(folder, analysis):
+    page, first = analysis, figure(analysis)
+    one = choice(folder, page)
+    assert one.approved
+    handle = slider(page, 'gap threshold')
+    handle.focus()
+    while value(page, 'gap threshold') > one.chosen['generalisation_gap']:
+        page.keyboard.press('ArrowLeft')
+    two, second = follows(folder, page, first)
+    assert not two.approved or two.chosen['run_id'] != one.chosen['run_id']
+    page.keyboard.press('Home')
+    none, third = follows(folder, page, second)
+    assert not none.approved, 'the smallest threshold of the slider lets no run of this sweep pass'
+    track = page.locator('.widget-slider', has_text='gap threshold').locator('.noUi-base').bounding_box()
+    knob = handle.bounding_box()
+    page.mouse.move(knob['x'] + knob['width'] / 2, knob['y'] + knob['height'] / 2)
+    page.mouse.down()
+    page.mouse.move(track['x'] + track['width'], knob['y'], steps=8)
+    page.mouse.up()
+    assert value(page, 'gap threshold') == float(handle.get_attribute('aria-valuemax'))
+    _, fourth = follows(folder, page, third)
+    slider(page, 'R² tolerance').focus()
+    page.keyboard.press('End')
+    wide, _ = follows(folder, page, fourth)
+    assert wide.runs.eligible.sum() > one.runs.eligible.sum()
+    assert page.troubles == []
+
+
+def test_picked_runs_are_compared(notebook):
+    page = notebook('runs = load_runs("lab")\nRunBrowser(runs, load_histories(runs))')
+    runs, before = page.locator('.widget-select-multiple select'), figure(page)
+    two = runs.locator('option').all_inner_texts()[1:3]
+    runs.select_option(label=two)
+    until(page, lambda: figure(page) not in (before, None), 'another figure')
+    assert page.troubles == []
+
+
+def test_a_running_sweep_is_watched_without_a_click(folder, page, notebook):
+    from bioai_esol.data import BioaiError
+    from bioai_esol.frames import load_runs
+    sweep = subprocess.Popen([PROGRAM, 'sweep', *LONG, '--run-tag', 'live'], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    def begun():
+        assert sweep.poll() is None, sweep.stderr.read()
+        with contextlib.suppress(BioaiError):  # no such sweep yet
+            return len(load_runs('live', uri_of(folder)))
+    counts, figures = [], []
+    def risen():
+        assert sweep.poll() is None, f'the sweep ended, and what was seen of it is {counts} finished runs'
+        found = re.search(r'(\d+) of 24 runs', '\n'.join(page.locator('.widget-html').all_inner_texts()))
+        if found and int(found[1]) not in counts:
+            counts.append(int(found[1]))
+            figures.append(figure(page))
+        return len(counts) == 3
+    try:
+        until(page, begun, 'the sweep to begin', 60)
+        notebook('LiveSweep("live")')
+        until(page, risen, 'the number of finished runs to rise twice', 60)
+        assert counts == sorted(counts)
+        until(page, lambda: figure(page) not in (None, figures[0]), 'another figure')
+        assert page.troubles == []
+    finally:
+        sweep.terminate()
+        sweep.wait(60)
