@@ -43,9 +43,12 @@ check: $(READY)  ## drift between notebooks, package and README; lint
 bench: $(READY)  ## speed: the engine beside a plain loop, the whole sweep, growth; about half an hour
 	@$(BIN)/python benchmarks/speed.py --output benchmarks/speed.md
 
+# a notebook runs in its own folder, where the file of a store named sqlite:///mlflow.db would be another one
 lab: $(READY)    ## JupyterLab on the analysis notebooks, with the store of `make run`; on 127.0.0.1, Ctrl-C twice stops it
-	@MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} $(BIN)/jupyter lab --ip 127.0.0.1 \
-	    --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/analysis/sweep_analysis.ipynb
+	@store="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"; \
+	case "$$store" in sqlite:////*) ;; sqlite:///*) store="sqlite:///$(CURDIR)/$${store#sqlite:///}" ;; esac; \
+	export MLFLOW_TRACKING_URI="$$store"; \
+	exec $(BIN)/jupyter lab --ip 127.0.0.1 --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/analysis/sweep_analysis.ipynb
 
 docs: $(READY)   ## the documentation site in _docs/, and README.md
 	@$(BIN)/python .ci/docs.py
