@@ -9,8 +9,8 @@ from conftest import PROGRAM, fresh, uri_of
 from lab import figure, jupyterlab, slider, until
 
 SWEEP = ['--hidden-dim', '32,64', '--lr', '1e-2,3e-3', '--batch-size', '32', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '100']  # the gaps differ
-LONG = ['--hidden-dim', '8,16,24', '--lr', '1e-2,3e-3', '--batch-size', '16,32,48,64', '--dropout', '0', '--weight-decay', '0', '--epochs', '200',
-        '--workers', '1']  # a block of two runs at a time; longer than anybody looks
+LONG = ['--hidden-dim', '8,10,12,14,16,18', '--lr', '1e-2,3e-3', '--batch-size', '16,24,32', '--dropout', '0', '--weight-decay', '0', '--epochs', '100',
+        '--workers', '1']  # two runs at a time, and longer than anybody looks
 IMPORTS = 'from bioai_esol.explorer import *\nfrom bioai_esol.frames import *\n'
 
 
@@ -126,7 +126,7 @@ def test_a_running_sweep_is_watched_without_a_click(folder, page, notebook):
     counts, figures = [], []
     def risen():
         assert sweep.poll() is None, f'the sweep ended, and what was seen of it is {counts} finished runs'
-        found = re.search(r'(\d+) of 24 runs', '\n'.join(page.locator('.widget-html').all_inner_texts()))
+        found = re.search(r'(\d+) of 36 runs', '\n'.join(page.locator('.widget-html').all_inner_texts()))
         if found and int(found[1]) not in counts:
             counts.append(int(found[1]))
             figures.append(figure(page))
