@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Share', 'REQUIRED_METRICS', 'HYPERPARAMETERS', 'Policy', 'Rule', 'Decision', 'registration', 'Choice',
-           'choose_candidate', 'reproduction', 'reproducible', 'promotion', 'rollback_decision']
+           'choose_candidate', 'as_retrained', 'reproduction', 'reproducible', 'promotion', 'rollback_decision']
 
 # %% ../nbs/17_policy.ipynb #9620daac
 import html, math
@@ -158,6 +158,12 @@ def choose_candidate(
     smallest = math.floor(min(gaps) * 1000 + 1) / 1000 if gaps else None  # the rule is strict: the next thousandth above
     way = f"a gap threshold of {smallest:.3f} would admit one" if smallest is not None else 'no gap threshold would admit one'
     return Choice(judged, None, f"none of {len(runs)} runs passes every rule; {way}", smallest, floor)
+
+def as_retrained(
+    run: Mapping,       # a row of a sweep
+) -> dict:
+    "The run as its retraining will be: stopped at its best epoch, so the gap there is the final one."
+    return dict(run) | dict(generalisation_gap=run['best_generalisation_gap'])
 
 # %% ../nbs/17_policy.ipynb #80d912b9
 def reproduction(

@@ -249,7 +249,7 @@ def _writers(store: Store, dataset: Dataset, configs: Sequence[TrainConfig], gri
 
 def _open_sweep(writer: Writer, grid: Grid) -> Record:
     "The parent run, with the grid's axes as parameters."
-    axes = {k: ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value) for k, value in grid.model_dump().items()}
+    axes = {k: ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value) for k, value in grid.model_dump().items()} | dict(configurations=str(len(grid)))
     return writer.open(Record(f'sweep {grid.run_tag}', writer.tags | dict(kind='sweep', seen_alive=str(now())), axes))
 
 # %% ../nbs/13_sweep.ipynb #fda1f863
@@ -262,7 +262,7 @@ def run_sweep(
     "Train every configuration of `grid` that is not finished yet, and log each as an MLflow run."
     start, grid, dataset = time.perf_counter(), grid or Grid(), dataset or esol()
     device, store = _device(grid.device), connect(tracking_uri, create=True)
-    if fresh: grid = Grid(**grid.model_dump() | dict(run_tag=_fresh_tag(store, grid.run_tag)))
+    if fresh: grid = grid.model_copy(update=dict(run_tag=_fresh_tag(store, grid.run_tag)))
     with _only_one(store, grid.run_tag):
         ready(store)
         deliver_left(store)

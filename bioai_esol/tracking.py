@@ -225,8 +225,8 @@ def run_row(store: Store, run_id: str) -> dict:
     return _row(run)
 
 def newest_run_tag(store: Store) -> str | None:
-    "The run_tag of the sweep that was started last, None where there is none."
-    sweeps = search(store, kind='sweep')
+    "The run_tag of the sweep that was started last, None where there is none; one that only repeats another with other seeds does not count."
+    sweeps = [r for r in search(store, kind='sweep') if 'repeats' not in r.data.params]
     return sweeps[-1].data.tags['run_tag'] if sweeps else None
 
 # %% ../nbs/10_tracking.ipynb #6a39b1c0

@@ -71,8 +71,8 @@ def slider(page, name):
 
 
 def figure(page):
-    "A digest of the picture that a widget shows; None while it is being changed."
-    return page.locator('img.widget-image').evaluate("""async img => {
+    "A digest of the picture that the first widget shows; None while it is being changed."
+    return page.locator('img.widget-image').first.evaluate("""async img => {
         try { await img.decode(); return Array.from(new Uint8Array(await crypto.subtle.digest('SHA-256', await (await fetch(img.src)).arrayBuffer()))).join() }
         catch (e) { return null }  // its address was taken back while we looked
     }""")
