@@ -6,7 +6,7 @@
 __all__ = ['SORTS', 'png', 'Exploration', 'explore', 'PolicyExplorer', 'browse', 'RunBrowser', 'LiveSweep']
 
 # %% ../nbs/23_explorer.ipynb #d6ad963c
-import html, io
+import asyncio, html, io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from .analysis import argument, finished, leaderboard, varying
 from .figures import new_figure, plot_choice, plot_curves, plot_progress
-from .frames import load_runs, planned
+from .data import BioaiError
+from .frames import load_runs, planned, underway
 from .policy import Choice, Decision, Policy, as_retrained, choose_candidate, promotion
 
 def png(fig: Figure, dpi: int = 100) -> bytes:
@@ -122,19 +123,28 @@ class RunBrowser(_Panel):
 
 # %% ../nbs/23_explorer.ipynb #445acf28
 class LiveSweep(_Panel):
-    "How far a sweep is and what it has found, refreshed while it runs."
+    "How far a sweep is and what it has found, refreshed while it runs; in a script, where no event loop is, by whoever calls `refresh`."
     def __init__(self,
                  run_tag: str | None = None,        # the newest sweep when not given
                  tracking_uri: str | None = None,   # see `store.store_uri`
                  seconds: float = 3):               # between two looks
-        self.run_tag, self.tracking_uri = run_tag, tracking_uri
-        self.clock = widgets.Play(interval=round(1000 * seconds), min=0, max=10 ** 6, playing=True)
-        super().__init__([self.clock])
+        self.run_tag, self.tracking_uri, self.seconds = run_tag, tracking_uri, seconds
+        self.follows = widgets.Checkbox(value=True, description=f'look every {seconds:g} s', indent=False)
+        super().__init__([self.follows])
+        try: self.task = asyncio.get_running_loop().create_task(self.follow())
+        except RuntimeError: self.task = None  # no event loop
+
+    async def follow(self):
+        "Look again and again until the sweep is over."
+        while self.underway:
+            await asyncio.sleep(self.seconds)
+            if not self.follows.value: continue
+            try: self.refresh()
+            except BioaiError as e: self.text.value = f'<p>{html.escape(str(e))}</p>'
 
     def refresh(self):
-        total = planned(self.run_tag, self.tracking_uri)
+        self.underway, total = underway(self.run_tag, self.tracking_uri), planned(self.run_tag, self.tracking_uri)
         runs = load_runs(self.run_tag, self.tracking_uri)
         count = (runs.status == 'FINISHED').sum()
-        self.clock.playing = bool((runs.status == 'RUNNING').any())
         self.picture.value = png(plot_progress(runs, total))
-        self.text.value = f'<p>{count} of {total} runs finished{"" if self.clock.playing else ", none in training"}</p>' + (leaderboard(runs, 5).to_html(index=False) if count else '')
+        self.text.value = f'<p>{count} of {total} runs finished{"" if self.underway else "; the sweep is over"}</p>' + (leaderboard(runs, 5).to_html(index=False) if count else '')
