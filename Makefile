@@ -19,15 +19,17 @@ $(READY): constraints.txt pyproject.toml
 
 env: $(READY)    ## build .venv/ only
 
-run: $(READY)    ## the full sweep (162 runs × 200 epochs), a report, the candidate, the champion, one prediction
+run: $(READY)    ## the full sweep (162 runs × 200 epochs), the candidate, the champion, a report, one prediction
 	@$(BIN)/bioai-esol sweep
-	@$(BIN)/bioai-esol promote
+	@$(BIN)/bioai-esol promote || { $(BIN)/bioai-esol report; exit 1; }
+	@$(BIN)/bioai-esol report
 	@$(BIN)/bioai-esol predict CCO
 
 demo: $(READY)   ## the same on a small grid, in its own store demo/mlflow.db
 	@mkdir -p demo
 	@cd demo && ../$(BIN)/bioai-esol sweep --run-tag demo --hidden-dim 32,64 --lr 1e-2 --batch-size 32 --dropout 0,0.2 --weight-decay 0 --epochs 25
 	@cd demo && ../$(BIN)/bioai-esol promote --run-tag demo
+	@cd demo && ../$(BIN)/bioai-esol report --run-tag demo
 	@cd demo && ../$(BIN)/bioai-esol predict CCO
 
 test: $(READY)   ## every notebook as a test, then tests/

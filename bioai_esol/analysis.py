@@ -86,7 +86,7 @@ def argue(
                 f"{c.generalisation_gap:.3f}, its final R² {c.val_r2:.3f}, {r2 - c.val_r2:.3f} below the best.")
     return '\n'.join(f'- {t}' for t in text)
 
-# %% ../nbs/14_analysis.ipynb #c430e5f3
+# %% ../nbs/14_analysis.ipynb #175c25d5
 def effect(
     runs: pd.DataFrame,
     axis: str,                        # e.g. `hidden_dim`
@@ -94,8 +94,9 @@ def effect(
 ) -> pd.DataFrame:                    # one row a value: `axis`, `value`, `mean`, `low`, `high`, `runs`
     "Mean of `metric` for each value of `axis`, with a 95 % bootstrap interval over runs."
     means = {value: (bootstrap_mean(group), len(group)) for value, group in finished(runs).groupby(axis)[metric]}
-    return pd.DataFrame([dict(axis=axis, value=v, mean=m.value, low=m.low, high=m.high, runs=n) for v, (m, n) in means.items()],
-                        columns=['axis', 'value', 'mean', 'low', 'high', 'runs'])
+    table = pd.DataFrame([dict(axis=axis, mean=m.value, low=m.low, high=m.high, runs=n) for m, n in means.values()], columns=['axis', 'mean', 'low', 'high', 'runs'])
+    table.insert(1, 'value', pd.Series(list(means), dtype=object))  # 32 and 1e-05 in one column
+    return table
 
 def effects(
     runs: pd.DataFrame,
@@ -164,7 +165,7 @@ def importance(
     table = pd.DataFrame([dict(axis=a, importance=i.value, low=i.low, high=i.high, r2=r2_score(truth, guess)) for a, i in zip(axes, intervals)])
     return table.sort_values('importance', ascending=False, ignore_index=True)
 
-# %% ../nbs/14_analysis.ipynb #71728488
+# %% ../nbs/14_analysis.ipynb #4af06e9f
 def common(
     runs: pd.DataFrame,
     share: float = 0.10,  # of the finished runs
@@ -178,6 +179,7 @@ def common(
             low, high = hypergeom.ppf([.025, .975], len(done), n, len(top))
             rows.append(dict(axis=axis, value=value, in_top=int((top[axis] == value).sum()), top=len(top), expected=len(top) * n / len(done), low=int(low), high=int(high)))
     table = pd.DataFrame(rows, columns=['axis', 'value', 'in_top', 'top', 'expected', 'low', 'high'])
+    table['value'] = pd.Series([r['value'] for r in rows], dtype=object)
     return table.assign(verdict=np.select([table.in_top > table.high, table.in_top < table.low], ['more than by chance', 'fewer than by chance'], 'as by chance'))
 
 # %% ../nbs/14_analysis.ipynb #b1a1a430

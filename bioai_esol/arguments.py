@@ -14,6 +14,7 @@ import bioai_esol
 _DESCRIPTION = """From a hyperparameter sweep to a trusted production model of aqueous solubility, and back.
 
   bioai-esol sweep               train the 162 configurations of the default grid (continues where it stopped)
+  bioai-esol report              which run, what each hyperparameter did, what was decided: one HTML file
   bioai-esol promote             choose a candidate, retrain it, register it, make it champion if every rule agrees
   bioai-esol predict CCO         ask the champion
   bioai-esol status              versions, their figures, who is champion and why (--check: is all as it should be?)
@@ -140,5 +141,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--input', metavar='CSV', help='a table with a column smiles')
     p.add_argument('--output', metavar='CSV', help='write the table with the predictions here')
     p.add_argument('--json', action='store_true', help='print the predictions as JSON')
+    p = command('report', 'write a sweep and its decision as one HTML file', 'With its figures inside, to be read anywhere; it is also logged to the sweep in MLflow.')
+    p.add_argument('--run-tag', metavar='NAME', help='the sweep (default: the newest)')
+    p.add_argument('--output', metavar='HTML', help='the file to write (default: reports/RUN_TAG.html)')
     _store_commands(command)
     return top

@@ -28,7 +28,7 @@ def reigns(
     table = pd.DataFrame([*rows, *open_.values()], columns=['alias', 'version', 'begin', 'end'])
     return table.sort_values(['begin', 'alias'], ignore_index=True)
 
-# %% ../nbs/22_chronicle.ipynb #33d560db
+# %% ../nbs/22_chronicle.ipynb #e6a97473
 _HELD = dict(champion=(BLUE, 9), candidate=(ORANGE, 5))
 _DONE = dict(register=('o', 'white', 'registered'), rollback=('X', RED, 'rolled back'), archive=('s', GREY, 'archived'), restore=('P', GREEN, 'restored'))
 
@@ -39,26 +39,26 @@ def plot_timeline(
     spans, n = reigns(history), len(history)
     versions = sorted(dict.fromkeys([*history.version.dropna(), *spans.version]), key=int)
     row = {v: i for i, v in enumerate(versions)}
-    fig = new_figure(max(6, .55 * n + 3), .6 * len(versions) + 2.2, 'Who was champion, and when?')
+    fig = new_figure(max(6, (.8 if n <= 9 else .35) * n + 2.5), .6 * len(versions) + (2 if n <= 9 else 2.6), 'Who was champion, and when?')
     ax = plain(fig.subplots(), ylim=(-.6, len(versions) - .4))
     for s in spans.itertuples():
         colour, width = _HELD.get(s.alias, (PURPLE, 3))
         shift = {'champion': 0, 'candidate': -.22}.get(s.alias, .22)
         ax.plot([s.begin, n - .5 if pd.isna(s.end) else s.end], [row[s.version] + shift] * 2, color=colour, lw=width, solid_capstyle='butt', gid=f'{s.alias} {s.version}')
     for step, entry in enumerate(history.itertuples()):
-        if entry.outcome == 'refused' and entry.version is not None: ax.plot(step, row[entry.version], marker='x', color=RED, ms=9, mew=2, gid='refused')
+        if entry.outcome == 'refused' and entry.version in row: ax.plot(step, row[entry.version], marker='x', color=RED, ms=9, mew=2, gid='refused')
         elif entry.action in _DONE and entry.version in row:
             marker, colour, _ = _DONE[entry.action]
             ax.plot(step, row[entry.version], marker=marker, color=colour, mec='black', ms=9, zorder=5, gid=entry.action)
     ax.set_yticks(range(len(versions)), [f'version {v}' for v in versions])
-    ax.set_xticks(range(n), [f'{e.action}\n{e.time:%d %b %H:%M}' for e in history.itertuples()], rotation=90 if n > 8 else 0, fontsize='small')
+    ax.set_xticks(range(n), [f'{e.action}\n{e.time:%d %b %H:%M}' for e in history.itertuples()], rotation=90 if n > 9 else 0, fontsize='x-small')
     handles = [plt.Line2D([], [], color=_HELD.get(a, (PURPLE, 3))[0], lw=_HELD.get(a, (PURPLE, 3))[1], label=a) for a in dict.fromkeys(spans.alias)]
     handles += [plt.Line2D([], [], marker=m, color=c, mec='black', ls='', label=t) for a, (m, c, t) in _DONE.items() if a in set(history.action)]
     if (history.outcome == 'refused').any(): handles.append(plt.Line2D([], [], marker='x', color=RED, mew=2, ls='', label='refused'))
     ax.legend(handles=handles, frameon=False, fontsize='small', loc='upper left', bbox_to_anchor=(1, 1))
     return fig
 
-# %% ../nbs/22_chronicle.ipynb #05615f34
+# %% ../nbs/22_chronicle.ipynb #17162c3b
 _JUDGED = dict(test_rmse=-1, test_mae=-1, test_r2=1, best_val_rmse=-1, generalisation_gap=-1)
 
 def before_after(
@@ -79,18 +79,20 @@ def plot_before_after(
 ) -> Figure:
     "A promotion by its figures and by its molecules; raises `ValueError` when the molecules differ."
     if before.smiles.tolist() != after.smiles.tolist(): raise ValueError('the two runs were tested on different molecules')
+    table = table.drop(index='generalisation_gap')  # near zero, where a share says nothing
     fig = new_figure(9.5, 4.2, 'What did the promotion change?')
     left, right = fig.subplots(1, 2, width_ratios=(1.3, 1))
     y = np.arange(len(table))
     left.barh(y, 100 * table.change, color=[BLUE if b else ORANGE for b in table.better], height=.55)
     for i, (metric, r) in enumerate(table.iterrows()):
         left.annotate(f'{r.before:.3f} → {r.after:.3f}, {"better" if r.better else "worse"}', (0, i), xytext=(4 if r.change <= 0 else -4, 0), textcoords='offset points',
-                      ha='left' if r.change <= 0 else 'right', va='center', fontsize='small')
+                      ha='left' if r.change <= 0 else 'right', va='center', fontsize='small', zorder=5, bbox=dict(fc='white', ec='none', pad=1, alpha=.8))
         limit = dict(test_rmse=-min_improvement, test_mae=regression_tolerance, test_r2=-regression_tolerance).get(metric)
         if limit is not None: left.plot([100 * limit] * 2, [i - .4, i + .4], color=RED, lw=2, gid=f'limit {metric}')
+    reach = np.clip(130 * table.change.abs().max(), 30, 60)  # a share that is larger needs no picture
     left.axvline(0, color='0.3', lw=1)
     left.set_yticks(y, table.index); left.invert_yaxis()
-    plain(left, xlabel='change (%); red: the policy’s limit')
+    plain(left, xlabel='change (%); red: the policy’s limit', xlim=(-reach, reach))
     was, now = ((p.predicted - p.log_solubility).abs() for p in (before, after))
     top = max(was.max(), now.max()) * 1.05
     right.plot([0, top], [0, top], color='0.6', lw=1)

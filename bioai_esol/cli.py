@@ -7,7 +7,6 @@ __all__ = ['main']
 
 # %% ../nbs/29_cli.ipynb #e3e22a1e
 import json, math, os, shutil, signal, sys, textwrap
-from pathlib import Path
 
 from .arguments import AXES, make_parser
 
@@ -34,13 +33,12 @@ def _train_or_sweep(args) -> int:
     return _tell_sweep(result)
 
 def _tell_sweep(result) -> int:
-    from bioai_esol.analysis import leaderboard, write_report
+    from bioai_esol.analysis import leaderboard
     print(f"{result.trained} trained, {result.reused} finished before, {len(result.failed)} failed, in {result.seconds:.0f} s; "
           f"run tag {result.run_tag!r} in {result.tracking_uri}")
     for _, run in result.failed.iterrows(): print(f"  {run.run_name}: {run.error}")
     if len(result.failed) == len(result.runs): return 1
     print(leaderboard(result.runs).head(10).to_string(index=False))
-    print(f"report: {write_report(result.runs, Path('reports') / result.run_tag)}")
     return 0
 
 # %% ../nbs/29_cli.ipynb #33e62144
@@ -192,6 +190,11 @@ def _doctor(args) -> int:
     if args.json: print(_json([vars(f) for f in found]))
     return 0 if all(f.ok for f in found) else 2
 
+def _report(args) -> int:
+    from bioai_esol.report import write_report
+    print(f"report: {write_report(args.run_tag, args.output, args.tracking_uri)}")
+    return 0
+
 def _serve(args) -> int:
     from bioai_esol.endpoint import serve
     return serve(args.port, args.tracking_uri)
@@ -205,7 +208,7 @@ def _migrate(args) -> int:
 
 # %% ../nbs/29_cli.ipynb #af8706be
 _COMMANDS = dict(train=_train_or_sweep, sweep=_train_or_sweep, promote=_promote, rollback=_rollback, archive=_life, restore=_life, alias=_life, status=_status,
-                 history=_history, compare=_compare, predict=_predict, server=_server, doctor=_doctor, serve=_serve, migrate=_migrate)
+                 history=_history, compare=_compare, predict=_predict, report=_report, server=_server, doctor=_doctor, serve=_serve, migrate=_migrate)
 
 def _terminate(*_): raise KeyboardInterrupt  # a polite kill ends a sweep as Ctrl-C does: nothing is left open
 

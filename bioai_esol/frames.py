@@ -64,7 +64,8 @@ def planned(
     tracking_uri: str | None = None,   # see `store.store_uri`
 ) -> int:
     "How many configurations the sweep has, trained or not."
-    return int(_parent(run_tag, tracking_uri).data.params['configurations'])
+    sweep = _parent(run_tag, tracking_uri)
+    return int(sweep.data.params.get('configurations') or len(runs_table(connect(tracking_uri), sweep.data.tags['run_tag'])))  # sweeps of before did not log it
 
 def underway(
     run_tag: str | None = None,        # the sweep; the newest when not given

@@ -10,6 +10,7 @@ import pytest
 from conftest import fresh, sweep_here
 from stores import KEYS, Postgres, mlflow_server, postgres, s3
 
+from bioai_esol.frames import load_histories, load_predictions, load_runs
 from bioai_esol.registry import check
 from bioai_esol.store import connect
 from bioai_esol.tracking import runs_table
@@ -91,11 +92,15 @@ def test_the_whole_path(case, here, monkeypatch):
         assert answer[0]['log_solubility'] is not None and answer[1]['log_solubility'] is None and 'C1CC' in answer[1]['error']
     assert check(case.uri).holds.all()
     assert json.loads(here('history', '--json').stdout)[-1]['action'] == 'rollback'
+    told = here('report', '--run-tag', 'first', '--output', 'first.html')
+    assert told.returncode == 0 and 'RMSE' in (here.folder / 'first.html').read_text(), told.stderr
+    runs = load_runs('first')
+    assert len(load_histories(runs)) == 2 * 2 * 6 and len(load_predictions(runs.run_id[0])) == 113
     table = runs_table(connect(case.uri), 'first')
     assert table.status.tolist() == ['FINISHED'] * 2 and table.config_digest.nunique() == 2
     names = case.artifacts()
     assert sum(n.endswith('/weights.safetensors') for n in names) == 3 + 2 + 2  # runs, retrainings, their models
-    assert not any('doctor' in n for n in names)
+    assert not any('doctor' in n for n in names) and any(n.endswith('report/first.html') for n in names)
     if case.bucket: assert not (case.folder / 'mlartifacts').exists() and not (here.folder / 'mlartifacts').exists()
     no_secret_anywhere(case)
 
