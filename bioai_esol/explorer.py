@@ -62,7 +62,7 @@ class _Panel(widgets.VBox):
 
 def _slider(policy: Policy, field: str, text: str, high: float, step: float) -> widgets.FloatSlider:
     return widgets.FloatSlider(getattr(policy, field), min=step, max=high, step=step, description=text, continuous_update=False, readout_format='.3f',
-                               style=dict(description_width='9em'), layout=dict(width='32em'))
+                               style=dict(description_width='11em'), layout=dict(width='34em'))
 
 class PolicyExplorer(_Panel):
     "Sliders for the policy's thresholds; the choice plot, the eligible runs and the decision follow."
@@ -117,9 +117,11 @@ class RunBrowser(_Panel):
         self.picked.value = tuple(found.run_id.head(1))
 
     def refresh(self):
+        self.picture.layout.display = '' if self.picked.value else 'none'
+        if not self.picked.value: self.text.value = '<p>no run is picked</p>'; return
         picked = self.runs.set_index('run_id', drop=False).loc[list(self.picked.value)]
         self.picture.value = png(plot_curves(picked, self.histories))
-        self.text.value = picked[[*_SHOWN, 'status']].round(4).to_html(index=False)
+        self.text.value = ('<p>curves of the first ten</p>' if len(picked) > 10 else '') + picked[[*_SHOWN, 'status']].round(4).to_html(index=False)
 
 # %% ../nbs/23_explorer.ipynb #445acf28
 class LiveSweep(_Panel):

@@ -84,3 +84,9 @@ def until(page, true, what, seconds=30):
     while not true():
         assert time.monotonic() < end, f'waited {seconds} s for {what}'
         page.wait_for_timeout(100)
+
+
+def wrong(page):
+    "What went wrong on the page, and what the kernel wrote outside of a cell: JupyterLab puts an error of a widget's callback into a log that nobody opens."
+    logged = page.locator('.jp-LogConsoleStatusItem [title]').evaluate_all('items => items.map(item => item.title)')
+    return page.troubles + [line for line in logged if not re.search(r'\b0 log entries', line)]

@@ -6,7 +6,7 @@ import subprocess
 import nbformat
 import pytest
 from conftest import PROGRAM, fresh, uri_of
-from lab import figure, jupyterlab, slider, until
+from lab import figure, jupyterlab, slider, until, wrong
 
 SWEEP = ['--hidden-dim', '32,64', '--lr', '1e-2,3e-3', '--batch-size', '32', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '100']  # the gaps differ
 LONG = ['--hidden-dim', '8,10,12,14,16,18', '--lr', '1e-2,3e-3', '--batch-size', '16,24,32', '--dropout', '0', '--weight-decay', '0', '--epochs', '100',
@@ -65,15 +65,21 @@ def value(page, name):
     return float(slider(page, name).get_attribute('aria-valuetext'))
 
 
+def told(page):
+    "The text that the widget shows under its figure, and the runs of its first table."
+    text = page.locator('.widget-html').first
+    rows = text.locator('table').first.locator('tbody tr td:first-child')
+    return text.inner_text(), rows.all_inner_texts()
+
+
 def follows(folder, page, before):
     "Wait until the page says what the policy says, and the figure is another one; gives both."
-    said = page.locator('.widget-html')
     made = choice(folder, page)
-    names = set(made.runs.run_name[made.runs.eligible])
+    eligible = list(made.runs.run_name[made.runs.eligible])
     def true():
-        text = '\n'.join(said.all_inner_texts())
-        return all(name in text for name in names) if made.approved else 'no candidate' in text
-    until(page, true, f'{made.reason}')
+        text, runs = told(page)
+        return made.reason in text and (runs == eligible if made.approved else 'no candidate' in text)
+    until(page, true, f'{eligible} and: {made.reason}')
     until(page, lambda: figure(page) not in (None, before), 'another figure')
     return made, figure(page)
 
@@ -103,16 +109,20 @@ def test_figure_runs_and_decision_follow_the_sliders(folder, analysis):
     page.keyboard.press('End')
     wide, _ = follows(folder, page, fourth)
     assert wide.runs.eligible.sum() > one.runs.eligible.sum()
-    assert page.troubles == []
+    assert wrong(page) == []
 
 
 def test_picked_runs_are_compared(notebook):
     page = notebook('runs = load_runs("lab")\nRunBrowser(runs, load_histories(runs))')
-    runs, before = page.locator('.widget-select-multiple select'), figure(page)
+    runs, before = page.get_by_label('runs'), figure(page)
+    assert runs.locator('option').count() == 8
+    page.get_by_label('hidden_dim').select_option('64')
+    until(page, lambda: runs.locator('option').count() == 4, 'only the wide networks')
     two = runs.locator('option').all_inner_texts()[1:3]
-    runs.select_option(label=two)
-    until(page, lambda: figure(page) not in (before, None), 'another figure')
-    assert page.troubles == []
+    runs.select_option(two)
+    until(page, lambda: told(page)[1] == [line.split(':')[0].replace('\xa0', ' ') for line in two], 'the two runs that were picked')
+    until(page, lambda: figure(page) not in (None, before), 'another figure')
+    assert wrong(page) == []
 
 
 def test_a_running_sweep_is_watched_without_a_click(folder, page, notebook):
@@ -137,7 +147,7 @@ def test_a_running_sweep_is_watched_without_a_click(folder, page, notebook):
         until(page, risen, 'the number of finished runs to rise twice', 60)
         assert counts == sorted(counts)
         until(page, lambda: figure(page) not in (None, figures[0]), 'another figure')
-        assert page.troubles == []
+        assert wrong(page) == []
     finally:
         sweep.terminate()
         sweep.wait(60)
