@@ -20,7 +20,7 @@ from .data import BioaiError
 from .frames import load_runs, planned, underway
 from .policy import Choice, Decision, Policy, as_retrained, choose_candidate, promotion
 
-def png(fig: Figure, dpi: int = 100) -> bytes:
+def png(fig: Figure, dpi: int = 200) -> bytes:
     "A figure as the bytes of a PNG file."
     out = io.BytesIO()
     fig.savefig(out, format='png', dpi=dpi)
@@ -55,7 +55,7 @@ def explore(
 class _Panel(widgets.VBox):
     "Controls, a picture and a text that follow each other."
     def __init__(self, controls: list[widgets.Widget]):
-        self.picture, self.text = widgets.Image(format='png', layout=dict(max_width='100%')), widgets.HTML()
+        self.picture, self.text = widgets.Image(format='png', layout=dict(width='min(100%, 950px)')), widgets.HTML()
         for c in controls: c.observe(lambda change: self.refresh(), 'value')
         super().__init__([*controls, self.picture, self.text])
         self.refresh()

@@ -123,7 +123,7 @@ def plot_curves(
         ax.plot(best, h.val_rmse[best], 'o', color=colour, ms=8, mec='black', zorder=5, gid='best')
         tops.append(_smooth(h.val_rmse).iloc[min(3, len(h) - 1):].max())
     if tops: ax.set_ylim(top=max(tops) * 1.1)  # the first epochs start far above and would flatten the rest
-    ax.legend(frameon=False, fontsize='small', title=f'validation (dashed: training), medians of {SPAN} epochs', title_fontsize='small', loc='upper right')
+    if tops: ax.legend(frameon=False, fontsize='small', title=f'validation (dashed: training), medians of {SPAN} epochs', title_fontsize='small', loc='upper right')
     return fig
 
 def plot_gap_history(
@@ -273,5 +273,5 @@ def plot_progress(
     left.axhline(total, color='0.6', lw=1, ls='--')
     right.scatter(begun, done.best_val_rmse, s=12, color='0.6', gid='runs')
     right.step(begun, done.best_val_rmse.cummin(), where='post', color=BLUE, lw=2)
-    right.set_xlim(left=0)
+    for ax in (left, right): ax.set_xlim(left=0)
     return fig
