@@ -6,6 +6,7 @@
 Any Quarto can render the same project from _quarto.yml; this script needs only pip packages.
 """
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -44,6 +45,7 @@ def stage():
     "Processed notebooks, pictures and configuration under _proc/, with page names and links as the site has them."
     from nbdev.serve import proc_nbs
     shutil.rmtree(PROC, ignore_errors=True)
+    os.environ['PYTHONPATH'] = os.pathsep.join(map(str, (ROOT, ROOT / '.ci')))  # nbdev's processes import the package, and renderer.py
     proc_nbs()
     index = PROC / 'index.ipynb'
     page = json.loads(index.read_text(encoding='utf-8'))
