@@ -37,7 +37,7 @@ def readme() -> str:
     "README.md: the cells of index.ipynb, with paths as they are from the top of the repository."
     cells = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
     text = included('\n\n'.join(cell_markdown(c) for c in cells))
-    text = re.sub(r'\]\((images|analysis|stores)/', r'](nbs/\1/', text)
+    text = re.sub(r'\]\((images/|analysis/|stores/|howto/|\w+\.ipynb)', r'](nbs/\1', text)
     return f'<!-- written from nbs/index.ipynb by make docs: edit the notebook -->\n\n{text}\n'
 
 
@@ -47,13 +47,11 @@ def stage():
     shutil.rmtree(PROC, ignore_errors=True)
     os.environ['PYTHONPATH'] = os.pathsep.join(map(str, (ROOT, ROOT / '.ci')))  # nbdev's processes import the package, and renderer.py
     proc_nbs()
-    index = PROC / 'index.ipynb'
-    page = json.loads(index.read_text(encoding='utf-8'))
-    for cell in page['cells']:
-        if cell['cell_type'] == 'markdown': cell['source'] = included(''.join(cell['source']))
-    index.write_text(json.dumps(page), encoding='utf-8')
     for path in sorted(PROC.rglob('*.ipynb')):
-        text = path.read_text(encoding='utf-8')
+        page = json.loads(path.read_text(encoding='utf-8'))
+        for cell in page['cells']:
+            if cell['cell_type'] == 'markdown': cell['source'] = included(''.join(cell['source']))
+        text = json.dumps(page)
         depth = '../' * (len(path.relative_to(PROC).parts) - 1)
         text = re.sub(r'https://example\.org/bioai-esol/([\w./-]+\.html)', depth + r'\1', text)  # nbdev links by doc_host
         text = re.sub(r'output-file: [\w.-]+\.html(\\n)?', '', text)  # nbdev's, the file names are ours already
