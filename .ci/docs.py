@@ -6,6 +6,7 @@
 Any Quarto can render the same project from _quarto.yml; this script needs only pip packages.
 """
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ def readme() -> str:
     "README.md: the cells of index.ipynb, with paths as they are from the top of the repository."
     cells = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
     text = included('\n\n'.join(cell_markdown(c) for c in cells))
-    text = re.sub(r'\]\((images|analysis|stores)/', r'](nbs/\1/', text)
+    text = re.sub(r'\]\((images/|analysis/|stores/|howto/|\w+\.ipynb)', r'](nbs/\1', text)
     return f'<!-- written from nbs/index.ipynb by make docs: edit the notebook -->\n\n{text}\n'
 
 
@@ -44,14 +45,13 @@ def stage():
     "Processed notebooks, pictures and configuration under _proc/, with page names and links as the site has them."
     from nbdev.serve import proc_nbs
     shutil.rmtree(PROC, ignore_errors=True)
+    os.environ['PYTHONPATH'] = os.pathsep.join(map(str, (ROOT, ROOT / '.ci')))  # nbdev's processes import the package, and renderer.py
     proc_nbs()
-    index = PROC / 'index.ipynb'
-    page = json.loads(index.read_text(encoding='utf-8'))
-    for cell in page['cells']:
-        if cell['cell_type'] == 'markdown': cell['source'] = included(''.join(cell['source']))
-    index.write_text(json.dumps(page), encoding='utf-8')
     for path in sorted(PROC.rglob('*.ipynb')):
-        text = path.read_text(encoding='utf-8')
+        page = json.loads(path.read_text(encoding='utf-8'))
+        for cell in page['cells']:
+            if cell['cell_type'] == 'markdown': cell['source'] = included(''.join(cell['source']))
+        text = json.dumps(page)
         depth = '../' * (len(path.relative_to(PROC).parts) - 1)
         text = re.sub(r'https://example\.org/bioai-esol/([\w./-]+\.html)', depth + r'\1', text)  # nbdev links by doc_host
         text = re.sub(r'output-file: [\w.-]+\.html(\\n)?', '', text)  # nbdev's, the file names are ours already

@@ -29,7 +29,9 @@ def _check_axis(x: tuple) -> tuple:
     if twice := sorted({v for v in x if x.count(v) > 1}): raise ValueError(f"{twice[0]} stands twice on this axis")
     return x
 
-def Axis(kind): return Annotated[tuple[kind, ...], BeforeValidator(_axis), AfterValidator(_check_axis)]
+def Axis(kind):
+    "The type of an axis of a grid: a tuple of different values of `kind`; one value alone is taken as a tuple of one."
+    return Annotated[tuple[kind, ...], BeforeValidator(_axis), AfterValidator(_check_axis)]
 
 def cores() -> int:
     "Processors this process may use."

@@ -49,13 +49,19 @@ class Entry:
         values = json.loads(text)
         return cls(**values | dict(changes=tuple(map(tuple, values['changes']))))
 
-def now() -> str: return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
-def who() -> str: return f'{user()}@{socket.gethostname()}'
+def now() -> str:
+    "This moment in UTC, to the second."
+    return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
+def who() -> str:
+    "The person, as user@host."
+    return f'{user()}@{socket.gethostname()}'
 
 # %% ../nbs/18_journal.ipynb #aa3c7d3a
 _LONGEST = 1000  # characters of a reason: a tag of a registered model holds 5000 in PostgreSQL, and an open entry holds its changes too
 
-def short(text: str, longest: int = _LONGEST) -> str: return text if len(text) <= longest else text[:longest - 1] + '…'
+def short(text: str, longest: int = _LONGEST) -> str:
+    "`text`, cut with an ellipsis where it is too long for a tag."
+    return text if len(text) <= longest else text[:longest - 1] + '…'
 
 def new_entry(action: str, outcome: str, version: str | None, run_id: str | None, reason: str, changes=()) -> Entry:
     "An entry of this moment, this user and this code."

@@ -19,7 +19,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from .store import Store, StoreError, one_line, sqlite_path, user
 
 # %% ../nbs/09_outbox.ipynb #3e08d8e0
-def now() -> int: return int(time.time() * 1000)  # milliseconds since 1970
+def now() -> int:  # milliseconds since 1970
+    "This moment, as MLflow counts."
+    return int(time.time() * 1000)
 
 @dataclass(frozen=True)
 class Record:
