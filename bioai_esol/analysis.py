@@ -8,7 +8,6 @@ __all__ = ['AXES', 'finished', 'varying', 'leaderboard', 'roles', 'argument', 'a
 
 # %% ../nbs/14_analysis.ipynb #55735553
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -73,7 +72,8 @@ def argue(
     rows = judged.set_index('run_id')
     named = {k: rows.loc[v] for k, v in roles(judged, chosen).items()}
     last, low, small = (named[n] for n in _ROLES.values())
-    text = [f"The lowest final val_rmse, {last.val_rmse:.3f}, is that of **{last.run_name}**: gap {last.generalisation_gap:.3f}, best_val_rmse {last.best_val_rmse:.3f}.",
+    text = [f"The lowest final val_rmse, {last.val_rmse:.3f}, is that of **{last.run_name}**: gap {last.generalisation_gap:.3f}, "
+            f"best_val_rmse {last.best_val_rmse:.3f}.",
             f"The lowest best_val_rmse, {low.best_val_rmse:.3f} in epoch {low.best_epoch}, is that of **{low.run_name}**; at the end it stood at "
             f"{low.val_rmse:.3f} with a gap of {low.generalisation_gap:.3f}" + ('.' if low.eligible else f", and the policy does not take it: {low.reason}."),
             f"The smallest gap, {small.generalisation_gap:.3f}, is that of **{small.run_name}**, whose best_val_rmse is "
@@ -81,8 +81,9 @@ def argue(
     if chosen is None: return '\n'.join(f'- {t}' for t in [*text, 'No run passes every rule.'])
     c, r2 = named['chosen'], finished(judged).val_r2.max()
     over = int((finished(judged).best_val_rmse < c.best_val_rmse).sum())
-    text.append(f"Chosen is **{c.run_name}**: of the {int(judged.eligible.sum())} runs that pass every rule it has the lowest best_val_rmse, {c.best_val_rmse:.3f} "
-                f"({c.best_val_rmse - low.best_val_rmse:.3f} above the lowest of all; {over} lower run{'s' * (over != 1)} did not pass). Its gap is "
+    text.append(f"Chosen is **{c.run_name}**: of the {int(judged.eligible.sum())} runs that pass every rule it has the lowest best_val_rmse, "
+                f"{c.best_val_rmse:.3f} ({c.best_val_rmse - low.best_val_rmse:.3f} above the lowest of all; "
+                f"{over} lower run{'s' * (over != 1)} did not pass). Its gap is "
                 f"{c.generalisation_gap:.3f}, its final R² {c.val_r2:.3f}, {r2 - c.val_r2:.3f} below the best.")
     return '\n'.join(f'- {t}' for t in text)
 
@@ -94,7 +95,8 @@ def effect(
 ) -> pd.DataFrame:                    # one row a value: `axis`, `value`, `mean`, `low`, `high`, `runs`
     "Mean of `metric` for each value of `axis`, with a 95 % bootstrap interval over runs."
     means = {value: (bootstrap_mean(group), len(group)) for value, group in finished(runs).groupby(axis)[metric]}
-    table = pd.DataFrame([dict(axis=axis, mean=m.value, low=m.low, high=m.high, runs=n) for m, n in means.values()], columns=['axis', 'mean', 'low', 'high', 'runs'])
+    rows = [dict(axis=axis, mean=m.value, low=m.low, high=m.high, runs=n) for m, n in means.values()]
+    table = pd.DataFrame(rows, columns=['axis', 'mean', 'low', 'high', 'runs'])
     table.insert(1, 'value', pd.Series(list(means), dtype=object))  # 32 and 1e-05 in one column
     return table
 
@@ -177,10 +179,12 @@ def common(
     for axis in varying(done):
         for value, n in done[axis].value_counts().sort_index().items():
             low, high = hypergeom.ppf([.025, .975], len(done), n, len(top))
-            rows.append(dict(axis=axis, value=value, in_top=int((top[axis] == value).sum()), top=len(top), expected=len(top) * n / len(done), low=int(low), high=int(high)))
+            rows.append(dict(axis=axis, value=value, in_top=int((top[axis] == value).sum()), top=len(top), expected=len(top) * n / len(done),
+                             low=int(low), high=int(high)))
     table = pd.DataFrame(rows, columns=['axis', 'value', 'in_top', 'top', 'expected', 'low', 'high'])
     table['value'] = pd.Series([r['value'] for r in rows], dtype=object)
-    return table.assign(verdict=np.select([table.in_top > table.high, table.in_top < table.low], ['more than by chance', 'fewer than by chance'], 'as by chance'))
+    outside = [table.in_top > table.high, table.in_top < table.low]
+    return table.assign(verdict=np.select(outside, ['more than by chance', 'fewer than by chance'], 'as by chance'))
 
 # %% ../nbs/14_analysis.ipynb #b1a1a430
 def _said(name: str, found: Interval) -> str: return f"{name}: {found.value:+.3f} ({found.low:+.3f} … {found.high:+.3f})"

@@ -141,7 +141,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--input', metavar='CSV', help='a table with a column smiles')
     p.add_argument('--output', metavar='CSV', help='write the table with the predictions here')
     p.add_argument('--json', action='store_true', help='print the predictions as JSON')
-    p = command('report', 'write a sweep and its decision as one HTML file', 'With its figures inside, to be read anywhere; it is also logged to the sweep in MLflow.')
+    p = command('report', 'write a sweep and its decision as one HTML file',
+                'With its figures inside, to be read anywhere; it is also logged to the sweep in MLflow.')
     p.add_argument('--run-tag', metavar='NAME', help='the sweep (default: the newest)')
     p.add_argument('--output', metavar='HTML', help='the file to write (default: reports/RUN_TAG.html)')
     _store_commands(command)

@@ -44,7 +44,8 @@ def plot_timeline(
     for s in spans.itertuples():
         colour, width = _HELD.get(s.alias, (PURPLE, 3))
         shift = {'champion': 0, 'candidate': -.22}.get(s.alias, .22)
-        ax.plot([s.begin, n - .5 if pd.isna(s.end) else s.end], [row[s.version] + shift] * 2, color=colour, lw=width, solid_capstyle='butt', gid=f'{s.alias} {s.version}')
+        ax.plot([s.begin, n - .5 if pd.isna(s.end) else s.end], [row[s.version] + shift] * 2, color=colour, lw=width, solid_capstyle='butt',
+                gid=f'{s.alias} {s.version}')
     for step, entry in enumerate(history.itertuples()):
         if entry.outcome == 'refused' and entry.version in row: ax.plot(step, row[entry.version], marker='x', color=RED, ms=9, mew=2, gid='refused')
         elif entry.action in _DONE and entry.version in row:
@@ -85,8 +86,9 @@ def plot_before_after(
     y = np.arange(len(table))
     left.barh(y, 100 * table.change, color=[BLUE if b else ORANGE for b in table.better], height=.55)
     for i, (metric, r) in enumerate(table.iterrows()):
-        left.annotate(f'{r.before:.3f} → {r.after:.3f}, {"better" if r.better else "worse"}', (0, i), xytext=(4 if r.change <= 0 else -4, 0), textcoords='offset points',
-                      ha='left' if r.change <= 0 else 'right', va='center', fontsize='small', zorder=5, bbox=dict(fc='white', ec='none', pad=1, alpha=.8))
+        left.annotate(f'{r.before:.3f} → {r.after:.3f}, {"better" if r.better else "worse"}', (0, i), xytext=(4 if r.change <= 0 else -4, 0),
+                      textcoords='offset points', ha='left' if r.change <= 0 else 'right', va='center', fontsize='small', zorder=5,
+                      bbox=dict(fc='white', ec='none', pad=1, alpha=.8))
         limit = dict(test_rmse=-min_improvement, test_mae=regression_tolerance, test_r2=-regression_tolerance).get(metric)
         if limit is not None: left.plot([100 * limit] * 2, [i - .4, i + .4], color=RED, lw=2, gid=f'limit {metric}')
     reach = np.clip(130 * table.change.abs().max(), 30, 60)  # a share that is larger needs no picture

@@ -14,8 +14,8 @@ import ipywidgets as widgets
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .analysis import argument, finished, leaderboard, varying
-from .figures import new_figure, plot_choice, plot_curves, plot_progress
+from .analysis import leaderboard, varying
+from .figures import plot_choice, plot_curves, plot_progress
 from .data import BioaiError
 from .frames import load_runs, planned, underway
 from .policy import Choice, Decision, Policy, as_retrained, choose_candidate, promotion
@@ -71,7 +71,8 @@ class PolicyExplorer(_Panel):
                  champion: dict | None = None,  # the champion's run: `promotion.champion_run`
                  policy: Policy | None = None): # where the sliders begin
         self.runs, self.champion, self.policy = runs, champion, policy or Policy()
-        self.sliders = dict(gap_threshold=_slider(self.policy, 'gap_threshold', 'gap threshold', 1, .005), r2_tolerance=_slider(self.policy, 'r2_tolerance', 'R² tolerance', .5, .005),
+        self.sliders = dict(gap_threshold=_slider(self.policy, 'gap_threshold', 'gap threshold', 1, .005),
+                            r2_tolerance=_slider(self.policy, 'r2_tolerance', 'R² tolerance', .5, .005),
                             min_improvement=_slider(self.policy, 'min_improvement', 'improvement margin', .3, .005))
         super().__init__(list(self.sliders.values()))
 
@@ -149,4 +150,5 @@ class LiveSweep(_Panel):
         runs = load_runs(self.run_tag, self.tracking_uri)
         count = (runs.status == 'FINISHED').sum()
         self.picture.value = png(plot_progress(runs, total))
-        self.text.value = f'<p>{count} of {total} runs finished{"" if self.underway else "; the sweep is over"}</p>' + (leaderboard(runs, 5).to_html(index=False) if count else '')
+        best = leaderboard(runs, 5).to_html(index=False) if count else ''
+        self.text.value = f'<p>{count} of {total} runs finished{"" if self.underway else "; the sweep is over"}</p>{best}'

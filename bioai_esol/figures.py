@@ -123,7 +123,8 @@ def plot_curves(
         ax.plot(best, h.val_rmse[best], 'o', color=colour, ms=8, mec='black', zorder=5, gid='best')
         tops.append(_smooth(h.val_rmse).iloc[min(3, len(h) - 1):].max())
     if tops: ax.set_ylim(top=max(tops) * 1.1)  # the first epochs start far above and would flatten the rest
-    if tops: ax.legend(frameon=False, fontsize='small', title=f'validation (dashed: training), medians of {SPAN} epochs', title_fontsize='small', loc='upper right')
+    title = f'validation (dashed: training), medians of {SPAN} epochs'
+    if tops: ax.legend(frameon=False, fontsize='small', title=title, title_fontsize='small', loc='upper right')
     return fig
 
 def plot_gap_history(
@@ -163,7 +164,7 @@ def plot_effects(
         for i, value in enumerate(part.value):
             y = done.loc[done[axis] == value, metric]
             ax.scatter(i + np.linspace(-.25, .25, len(y)), y.sample(frac=1, random_state=0), s=9, color='0.72', lw=0, zorder=1, gid='runs')
-        ax.errorbar(range(len(part)), part['mean'], [part['mean'] - part.low, part.high - part['mean']], fmt='o-', color=BLUE, ms=6, lw=1.2, capsize=4, zorder=3)
+        ax.errorbar(range(len(part)), part['mean'], [part['mean'] - part.low, part.high - part['mean']], fmt='o-', color=BLUE, lw=1.2, capsize=4, zorder=3)
         ax.set_xticks(range(len(part)), _ticks(part.value))
         plain(ax, xlabel=axis, ylabel=LABELS.get(metric, metric) if ax is panels[0] else '')
         ax.margins(x=.2)
@@ -222,16 +223,16 @@ def plot_parallel(
     y = np.column_stack([*(done[a].map(places[a]) for a in axes), (done.best_val_rmse - low) / ((high - low) or 1)])  # (runs, axes + 1)
     y[:, :-1] += np.random.default_rng(seed).uniform(-.045, .045, y[:, :-1].shape)
     fig = new_figure(9, 4, f'What do the best {top} of {len(done)} runs share?')
-    ax, x = fig.subplots(), range(len(axes) + 1)
+    ax, x, small = fig.subplots(), range(len(axes) + 1), dict(textcoords='offset points', va='center', fontsize='small')
     colours = plt.get_cmap('viridis')(np.linspace(0, .85, top))
     for i in reversed(range(len(done))):
         this = done.run_id[i] == chosen
-        ax.plot(x, y[i], color=RED if this else colours[i] if i < top else '0.85', lw=3 if this else 1.6 if i < top else .6, zorder=4 if this else 3 if i < top else 1,
-                gid='chosen' if this else 'top' if i < top else 'rest')
+        colour, width, above, gid = (RED, 3, 4, 'chosen') if this else (colours[i], 1.6, 3, 'top') if i < top else ('0.85', .6, 1, 'rest')
+        ax.plot(x, y[i], color=colour, lw=width, zorder=above, gid=gid)
     for i, a in enumerate(axes):
-        for text, place in zip(_ticks(places[a]), places[a].values()): ax.annotate(text, (i, place), xytext=(-7, 0), textcoords='offset points', ha='right', va='center', fontsize='small',
-                                                       bbox=dict(fc='white', ec='none', pad=1, alpha=.8), zorder=6)
-    for place in (0, 1): ax.annotate(f'{low + place * (high - low):.3f}', (x[-1], place), xytext=(8, 0), textcoords='offset points', va='center', fontsize='small')
+        for text, place in zip(_ticks(places[a]), places[a].values()):
+            ax.annotate(text, (i, place), xytext=(-7, 0), ha='right', bbox=dict(fc='white', ec='none', pad=1, alpha=.8), zorder=6, **small)
+    for place in (0, 1): ax.annotate(f'{low + place * (high - low):.3f}', (x[-1], place), xytext=(8, 0), **small)
     for i in x: ax.axvline(i, color='0.3', lw=.8, zorder=2)
     ax.set_xticks(x, [*axes, f'best_val_rmse\n({LOG10})']); ax.set_yticks([]); ax.spines[:].set_visible(False); ax.margins(x=.08)
     if chosen: ax.plot([], [], color=RED, lw=3, label='chosen'); ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
@@ -250,8 +251,8 @@ def plot_stability(
     for seed, colour, marker in zip(sorted(done.seed.unique()), sns.color_palette('colorblind', 10) * 3, 'osD^vP*Xph' * 3):
         part = done[(done.seed == seed) & done.name.isin(table.name)]
         ax.scatter(part[metric], part.name.map({n: i for i, n in enumerate(table.name)}), s=34, color=colour, marker=marker, alpha=.85, label=f'seed {seed}')
-    ax.errorbar(table['mean'], table.index, xerr=[table['mean'] - table.low, table.high - table['mean']], fmt='|', color='black', ms=16, mew=2, capsize=4, lw=1, zorder=0,
-                label='mean, 95 %')
+    ax.errorbar(table['mean'], table.index, xerr=[table['mean'] - table.low, table.high - table['mean']], fmt='|', color='black', ms=16, mew=2, capsize=4, lw=1,
+                zorder=0, label='mean, 95 %')
     ax.set_yticks(table.index, table.name); ax.invert_yaxis()
     ax.legend(frameon=False, fontsize='small', loc='upper left', bbox_to_anchor=(1, 1))
     return fig

@@ -28,7 +28,8 @@ def errors(
     "Predictions with what went wrong; an acyclic molecule has an empty scaffold."
     error = predictions.predicted - predictions.log_solubility
     total = (error ** 2).sum()
-    table = predictions.assign(name=predictions.get('name', predictions.smiles), error=error, scaffold=predictions.smiles.map(scaffold), heavy_atoms=predictions.smiles.map(lambda s: parse_smiles(s).GetNumHeavyAtoms()),
+    table = predictions.assign(name=predictions.get('name', predictions.smiles), error=error, scaffold=predictions.smiles.map(scaffold),
+                               heavy_atoms=predictions.smiles.map(lambda s: parse_smiles(s).GetNumHeavyAtoms()),
                                share=error ** 2 / total if total else 0.)
     return table.sort_values('error', key=abs, ascending=False, kind='stable')
 
@@ -62,7 +63,8 @@ def _measured(ax: Axes, table: pd.DataFrame, worst: int):
     ax.scatter(table.log_solubility[worst:], table.predicted[worst:], s=16, color=BLUE, alpha=.7, lw=0, gid='molecules')
     ax.scatter(table.log_solubility[:worst], table.predicted[:worst], s=60, color=ORANGE, ec='black', lw=.6, gid='worst')
     for i, row in enumerate(table.head(worst).itertuples(), 1):
-        ax.annotate(str(i), (row.log_solubility, row.predicted), xytext=((7, 4), (7, -12), (-14, 4), (-14, -12))[i % 4], textcoords='offset points', weight='bold')
+        beside = ((7, 4), (7, -12), (-14, 4), (-14, -12))[i % 4]  # neighbours in the order lie near each other
+        ax.annotate(str(i), (row.log_solubility, row.predicted), xytext=beside, textcoords='offset points', weight='bold')
     plain(ax, xlim=lim, ylim=lim, xlabel='measured logS (log10 mol/L)', ylabel='predicted logS (log10 mol/L)', aspect='equal')
     ax.set_title(f'RMSE {bootstrap_rmse(table.log_solubility, table.predicted)}, {len(table)} molecules', fontsize='small', loc='left')
 
@@ -75,7 +77,8 @@ def plot_predictions(
     worst = min(worst, len(table))
     columns = min(3, worst)
     rows = -(-worst // columns)
-    fig = new_figure(10.5, max(4.6, 2.1 * rows + .4), f'Which molecules are furthest off? The worst {worst} carry {table.share.head(worst).sum():.0%} of the squared error')
+    share = table.share.head(worst).sum()
+    fig = new_figure(10.5, max(4.6, 2.1 * rows + .4), f'Which molecules are furthest off? The worst {worst} carry {share:.0%} of the squared error')
     left, right = fig.subfigures(1, 2, width_ratios=(1, 1.35))
     _measured(left.subplots(), table, worst)
     panels = right.subplots(rows, columns, squeeze=False).ravel()
@@ -102,7 +105,7 @@ def _families(table: pd.DataFrame, members: int) -> pd.Series:  # of `errors`
 def scaffold_errors(
     predictions: pd.DataFrame,  # of `frames.load_predictions`
     members: int = 3,           # families with fewer are pooled
-) -> pd.DataFrame:              # one row a family: `family` (a scaffold; or how many rings, and of which kind), `n`, `rmse`, `low`, `high`, `mean_error`, `share`
+) -> pd.DataFrame:              # one row a family: `family` (a scaffold; or how many rings, of which kind), `n`, `rmse`, `low`, `high`, `mean_error`, `share`
     "Error by Bemis–Murcko scaffold, largest share of the squared error first; `mean_error` above 0: predicted too soluble."
     table, rows = errors(predictions), []
     for name, part in table.groupby(_families(table, members)):

@@ -6,10 +6,10 @@
 __all__ = ['Verdict', 'verdict', 'write_report']
 
 # %% ../nbs/24_report.ipynb #77d373ea
-import base64, html, io, json, re, tempfile
+import base64, io, json, tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +27,7 @@ from .molecules import plot_predictions, plot_scaffold_errors
 from .policy import Choice, Decision, Policy, Rule, as_retrained, choose_candidate, promotion
 from .promotion import champion_run
 from .store import Store, connect
-from .tracking import fetch_artifacts, runs_table, search
+from .tracking import fetch_artifacts, search
 
 # %% ../nbs/24_report.ipynb #b7a90962
 @dataclass(frozen=True)
@@ -65,12 +65,15 @@ _PAGE = Environment(autoescape=True).from_string('''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; } img { max-width: 100%; height: auto; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; } th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
-td.text, th.text { text-align: left; } .facts { color: #555; } nav a { margin-right: 1rem; } figure { margin: 1rem 0; } .yes { color: #0173b2; } .no { color: #c44e00; font-weight: bold; }
-</style></head><body><h1>{{ title }}</h1><p class="facts">{{ facts }}</p><nav>{% for s in sections %}<a href="#s{{ loop.index }}">{{ s.title }}</a>{% endfor %}</nav>
+.table { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; } td.text, th.text { text-align: left; }
+.facts { color: #555; } nav a { margin-right: 1rem; } figure { margin: 1rem 0; }
+</style></head><body><h1>{{ title }}</h1><p class="facts">{{ facts }}</p>
+<nav>{% for s in sections %}<a href="#s{{ loop.index }}">{{ s.title }}</a>{% endfor %}</nav>
 {% for s in sections %}<h2 id="s{{ loop.index }}">{{ s.title }}</h2>
 {% for p in s.parts %}{% if p.figure %}<figure><img alt="{{ p.alt }}" src="data:image/png;base64,{{ p.figure }}"></figure>
-{% elif p.rows %}<div class="table"><table><thead><tr>{% for c in p.columns %}<th class="{{ 'text' if loop.index0 in p.left }}">{{ c }}</th>{% endfor %}</tr></thead><tbody>
+{% elif p.rows %}<div class="table"><table><thead><tr>
+{% for c in p.columns %}<th class="{{ 'text' if loop.index0 in p.left }}">{{ c }}</th>{% endfor %}</tr></thead><tbody>
 {% for r in p.rows %}<tr>{% for v in r %}<td class="{{ 'text' if loop.index0 in p.left }}">{{ v }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
 {% elif p.points %}<ul>{% for t in p.points %}<li>{{ t }}</li>{% endfor %}</ul>{% else %}<p>{{ p.text }}</p>{% endif %}{% endfor %}{% endfor %}
 <p class="facts">{{ made }}</p></body></html>
@@ -115,7 +118,8 @@ def _decision_part(found: Verdict, told: pd.DataFrame) -> list[dict]:
     parts = [dict(text=f"{said} {found.decision.subject}, {'approved' if found.decision.approved else 'refused'}. {found.decision.note}"), _table(rules)]
     if not len(told): return parts
     shown = told.assign(time=told.time.dt.strftime('%Y-%m-%d %H:%M:%S'), code_version=told.code_version.str[:10])
-    return [*parts, _picture(plot_timeline(told), 'versions and their aliases, decision by decision'), _table(shown[['time', 'action', 'version', 'outcome', 'moves', 'reason', 'who']])]
+    columns = ['time', 'action', 'version', 'outcome', 'moves', 'reason', 'who']
+    return [*parts, _picture(plot_timeline(told), 'versions and their aliases, decision by decision'), _table(shown[columns])]
 
 def _champion_part(store: Store) -> list[dict]:
     if (run := champion_run(store)) is None: return [dict(text='There is no champion yet.')]
@@ -148,7 +152,7 @@ def write_report(
     counts = ', '.join(f'{n} {status}' for status, n in runs.status.value_counts().items())
     facts = (f"{len(runs)} runs ({counts}), {done.epochs.iloc[0]} epochs each; data set {done.dataset.iloc[0]}, version {done.dataset_version.iloc[0][:12]}, "
              f"split {done.split_digest.iloc[0][:12]}; code {str(done.code_version.iloc[0])[:12]}.")
-    made = f"Written {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC by bioai-esol {bioai_esol.__version__}, 'bioai-esol report --run-tag {run_tag}'."
+    made = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by bioai-esol {bioai_esol.__version__}, 'bioai-esol report --run-tag {run_tag}'."
     text = _PAGE.render(title=f'Sweep {run_tag}', facts=facts, made=made, sections=list(_sections(store, runs)))
     path = Path(path or Path('reports') / f'{run_tag}.html')
     try:

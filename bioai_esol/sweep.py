@@ -249,7 +249,8 @@ def _writers(store: Store, dataset: Dataset, configs: Sequence[TrainConfig], gri
 
 def _open_sweep(writer: Writer, grid: Grid) -> Record:
     "The parent run, with the grid's axes as parameters."
-    axes = {k: ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value) for k, value in grid.model_dump().items()} | dict(configurations=str(len(grid)))
+    axes = {k: ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value) for k, value in grid.model_dump().items()}
+    axes['configurations'] = str(len(grid))
     return writer.open(Record(f'sweep {grid.run_tag}', writer.tags | dict(kind='sweep', seen_alive=str(now())), axes))
 
 # %% ../nbs/13_sweep.ipynb #fda1f863

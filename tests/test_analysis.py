@@ -8,7 +8,8 @@ from conftest import PROGRAM, ROOT, fresh, uri_of
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-SWEEP = ['--hidden-dim', '8,16,24', '--lr', '3e-3,1e-2', '--batch-size', '64', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '6', '--run-tag', 'twelve']
+SWEEP = ['--hidden-dim', '8,16,24', '--lr', '3e-3,1e-2', '--batch-size', '64', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '6',
+         '--run-tag', 'twelve']
 EASY = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--allow-dirty']
 
 
@@ -74,7 +75,8 @@ def test_the_report_is_one_file_and_lies_beside_its_sweep(here, folder, tmp_path
 
 
 def test_the_report_names_what_is_wrong(here, folder, tmp_path):
-    for args, cwd, words in ((['--run-tag', 'other'], folder, ["no sweep with the run tag 'other'", 'twelve']), ([], tmp_path, ["run 'bioai-esol sweep' first"]),
+    for args, cwd, words in ((['--run-tag', 'other'], folder, ["no sweep with the run tag 'other'", 'twelve']),
+                             ([], tmp_path, ["run 'bioai-esol sweep' first"]),
                              (['--output', '/dev/null/page.html'], folder, ['cannot write /dev/null/page.html'])):
         done = here('report', *args, cwd=cwd)
         assert done.returncode == 2 and 'Traceback' not in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -1,13 +1,12 @@
 "The program from outside: what it prints, writes and returns."
 import csv
 import json
-import os
 import shutil
 import subprocess
 import time
 
 import pytest
-from conftest import PROGRAM, ROOT, fresh
+from conftest import PROGRAM, fresh
 
 EASY = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--allow-dirty']
 

@@ -20,11 +20,11 @@ def multiplied(path, copies):
     with contextlib.closing(sqlite3.connect(path)) as db:
         def columns(table):
             return [row[1] for row in db.execute(f'PRAGMA table_info({table})')]
-        for table, digest in (('runs', ''), ('params', ''), ('tags', 'key'), ('latest_metrics', '')):
-            def value(c):
+        for table in ('runs', 'params', 'tags', 'latest_metrics'):
+            def value(c, table=table):
                 if c == 'run_uuid':
                     return "substr(run_uuid, 1, 24) || printf('%08x', i)"
-                return "CASE WHEN key = 'config_digest' THEN value || i ELSE value END" if (digest and c == 'value') else c
+                return "CASE WHEN key = 'config_digest' THEN value || i ELSE value END" if (table, c) == ('tags', 'value') else c
             names = columns(table)
             db.execute(f"{series} INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(map(value, names))} FROM {table}, n")
         db.commit()
