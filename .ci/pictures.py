@@ -1,11 +1,13 @@
-"""The picture of JupyterLab in README and site, made from a store with a full sweep: python .ci/pictures.py
+"""The pictures in README and site, made from a store with a full sweep and a champion: python .ci/pictures.py
 
-The store is the one that MLFLOW_TRACKING_URI names, else ./mlflow.db, as `make run` leaves it; it is only read."""
+The store is the one that MLFLOW_TRACKING_URI names, else ./mlflow.db, as `make run` and the seeds of nbs/analysis/sweep_analysis leave it; it is only
+read. JupyterLab is started for the last one."""
 import io
 import sys
 import tempfile
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,7 +15,24 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 from browser import remember, started
 from lab import jupyterlab, slider
 
-NOTEBOOK, PICTURE, LIMIT = 'analysis/sweep_analysis.ipynb', ROOT / 'nbs' / 'images' / 'explorer.png', 300_000
+from bioai_esol.figures import plot_choice, plot_stability
+from bioai_esol.frames import load_predictions, load_runs
+from bioai_esol.molecules import plot_predictions
+from bioai_esol.policy import Policy, choose_candidate
+from bioai_esol.promotion import champion_run
+from bioai_esol.store import connect, store_uri
+
+NOTEBOOK, LIMIT = 'analysis/sweep_analysis.ipynb', 300_000
+
+
+def figures(uri: str) -> dict:
+    "The figures that need no browser, by the name of their picture."
+    runs, policy = load_runs(tracking_uri=uri), Policy()
+    choice, again = choose_candidate(runs, policy), load_runs(f'{runs.run_tag[0]}.seeds', uri)
+    names = [r.str.replace(r' s\d+$', '', regex=True) for r in (runs.run_name, again.run_name)]
+    several = pd.concat([runs[names[0].isin(names[1])], again], ignore_index=True)
+    return dict(choice=plot_choice(choice.runs, policy.gap_threshold, choice.r2_floor, choice.chosen['run_id']), stability=plot_stability(several),
+                molecules=plot_predictions(load_predictions(champion_run(connect(uri))['run_id'], uri)))
 
 
 def explorer(uri: str) -> bytes:
@@ -28,17 +47,22 @@ def explorer(uri: str) -> bytes:
         return page.screenshot()
 
 
-def small(png: bytes) -> bytes:
+def save(name: str, png: bytes):
     "The same picture with as many colours as its size allows."
+    path = ROOT / 'nbs/images' / f'{name}.png'
     for colours in (256, 128, 64, 32):
         out = io.BytesIO()
         Image.open(io.BytesIO(png)).convert('RGB').quantize(colours, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
         if len(out.getvalue()) < LIMIT:
-            return out.getvalue()
-    raise SystemExit(f'the picture has {len(out.getvalue()):,} bytes with {colours} colours, and {LIMIT:,} is the limit')
+            path.write_bytes(out.getvalue())
+            return print(f'{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes')
+    raise SystemExit(f'{name} has {len(out.getvalue()):,} bytes with {colours} colours, and {LIMIT:,} is the limit')
 
 
 if __name__ == '__main__':
-    from bioai_esol.store import store_uri
-    PICTURE.write_bytes(small(explorer(store_uri(None))))
-    print(f'{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size:,} bytes')
+    uri = store_uri(None)
+    for name, fig in figures(uri).items():
+        out = io.BytesIO()
+        fig.savefig(out, format='png', dpi=150)
+        save(name, out.getvalue())
+    save('explorer', explorer(uri))

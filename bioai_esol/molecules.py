@@ -18,7 +18,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 
 from .data import parse_smiles
 from .figures import BLUE, LOG10, ORANGE, RED, new_figure, plain
-from .metrics import bootstrap_rmse
+from .metrics import Interval, bootstrap_rmse
 from .split import scaffold
 
 # %% ../nbs/16_molecules.ipynb #2e09ac68
@@ -56,7 +56,7 @@ def draw(
     canvas.FinishDrawing()
     return np.asarray(Image.open(io.BytesIO(canvas.GetDrawingText())).convert('RGBA'))
 
-def _measured(ax: Axes, table: pd.DataFrame, worst: int):
+def _measured(ax: Axes, table: pd.DataFrame, worst: int, interval: Interval):
     both = table[['log_solubility', 'predicted']].to_numpy()
     lim = both.min() - .5, both.max() + .5
     ax.plot(lim, lim, color='0.6', lw=1)
@@ -66,7 +66,7 @@ def _measured(ax: Axes, table: pd.DataFrame, worst: int):
         beside = ((7, 4), (7, -12), (-14, 4), (-14, -12))[i % 4]  # neighbours in the order lie near each other
         ax.annotate(str(i), (row.log_solubility, row.predicted), xytext=beside, textcoords='offset points', weight='bold')
     plain(ax, xlim=lim, ylim=lim, xlabel='measured logS (log10 mol/L)', ylabel='predicted logS (log10 mol/L)', aspect='equal')
-    ax.set_title(f'RMSE {bootstrap_rmse(table.log_solubility, table.predicted)}, {len(table)} molecules', fontsize='small', loc='left')
+    ax.set_title(f'RMSE {interval}, {len(table)} molecules', fontsize='small', loc='left')
 
 def plot_predictions(
     predictions: pd.DataFrame,  # of `frames.load_predictions`
@@ -80,7 +80,7 @@ def plot_predictions(
     share = table.share.head(worst).sum()
     fig = new_figure(10.5, max(4.6, 2.1 * rows + .4), f'Which molecules are furthest off? The worst {worst} carry {share:.0%} of the squared error')
     left, right = fig.subfigures(1, 2, width_ratios=(1, 1.35))
-    _measured(left.subplots(), table, worst)
+    _measured(left.subplots(), table, worst, bootstrap_rmse(predictions.log_solubility, predictions.predicted))
     panels = right.subplots(rows, columns, squeeze=False).ravel()
     for i, (ax, row) in enumerate(zip(panels, table.itertuples()), 1):
         ax.imshow(draw(row.smiles))
