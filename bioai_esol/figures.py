@@ -46,8 +46,8 @@ def plain(ax: Axes, **labels) -> Axes:
 def _name(row) -> str: return row.run_name.removesuffix(f' s{row.seed}')
 
 # %% ../nbs/15_figures.ipynb #df43cd5e
-_GATES = {(True, True): ('passes both gates', BLUE, 'o'), (True, False): ('final R² too low', ORANGE, 's'),
-          (False, True): ('gap too large', PURPLE, '^'), (False, False): ('both', GREY, 'x')}
+_GATES = {(True, True): ('passes both', BLUE, 'o'), (True, False): ('final R² too low', ORANGE, 's'),
+          (False, True): ('gap too large', PURPLE, '^'), (False, False): ('neither', GREY, 'x')}
 _MARKS = dict(chosen=('chosen', RED, (0, -26)), **{'lowest best_val_rmse': ('lowest best_val_rmse', 'black', (22, 30)),
               'lowest final val_rmse': ('lowest final val_rmse', 'black', (26, -16)), 'lowest generalisation gap': ('lowest gap', 'black', (24, 4))})
 

@@ -66,7 +66,7 @@ _PAGE = Environment(autoescape=True).from_string('''<!doctype html>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; } img { max-width: 100%; height: auto; }
 .table { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; } td.text, th.text { text-align: left; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; } td.text, th.text { text-align: left; min-width: 6rem; }
 .facts { color: #555; } nav a { margin-right: 1rem; } figure { margin: 1rem 0; }
 </style></head><body><h1>{{ title }}</h1><p class="facts">{{ facts }}</p>
 <nav>{% for s in sections %}<a href="#s{{ loop.index }}">{{ s.title }}</a>{% endfor %}</nav>
@@ -102,14 +102,14 @@ def _choice_part(choice: Choice, policy: Policy) -> list[dict]:
     return [_picture(plot_choice(choice.runs, policy.gap_threshold, choice.r2_floor, chosen), 'every run against both gates of the policy'),
             _points(argue(choice.runs, chosen)), _table(named), dict(text=f'Policy: {policy}.')]
 
-def _axes_part(runs: pd.DataFrame) -> list[dict]:
+def _axes_part(runs: pd.DataFrame, chosen: str | None) -> list[dict]:
     if not varying(finished(runs)): return [dict(text='Every run has the same hyperparameters: there is nothing to compare.')]
     parts = [_picture(plot_effects(runs), 'effect of each hyperparameter'), _table(effects(runs))]
     if len(varying(finished(runs))) > 1: parts.append(_picture(plot_interactions(runs), 'means for pairs of hyperparameters'))
     try: parts.append(_picture(plot_importance(importance(runs)), 'importance of each hyperparameter'))
     except BioaiError as e: parts.append(dict(text=str(e)))
     top = common(runs).round(1)
-    return [*parts, _picture(plot_parallel(runs), 'parallel coordinates'), _table(observations(runs)), _table(top)]
+    return [*parts, _picture(plot_parallel(runs, chosen), 'parallel coordinates'), _table(observations(runs)), _table(top)]
 
 def _decision_part(found: Verdict, told: pd.DataFrame) -> list[dict]:
     said = 'On record:' if found.on_record else "No promotion of this sweep is on record; 'bioai-esol promote' would decide, by the default policy:"
@@ -137,7 +137,7 @@ def _sections(store: Store, runs: pd.DataFrame) -> Iterator[dict]:
     yield dict(title='The best runs', parts=[_table(leaderboard(runs, 15))])
     yield dict(title='How they learned', parts=[_picture(plot_curves(compared, histories), 'learning curves'),
                                                 _picture(plot_gap_history(compared, histories, found.policy.gap_threshold), 'generalisation gap by epoch')])
-    yield dict(title='Hyperparameters', parts=_axes_part(runs))
+    yield dict(title='Hyperparameters', parts=_axes_part(runs, choice.chosen and choice.chosen['run_id']))
     yield dict(title='Decision', parts=_decision_part(found, told))
     yield dict(title='The champion', parts=_champion_part(store))
 
