@@ -54,6 +54,8 @@ def stage():
         text = json.dumps(page)
         depth = '../' * (len(path.relative_to(PROC).parts) - 1)
         text = re.sub(r'https://example\.org/bioai-esol/([\w./-]+\.html)', depth + r'\1', text)  # nbdev links by doc_host
+        text = re.sub(r'\[(`_\w+`)\]\([^)]+\)', r'\1', text)  # what is private has no place on the site
+        text = re.sub(r'(\.html#\w+)\.\w+', r'\1', text)  # methods stand with their class
         text = re.sub(r'output-file: [\w.-]+\.html(\\n)?', '', text)  # nbdev's, the file names are ours already
         text = re.sub(r'(\]\((?:\.\./)?)\d\d_(\w+\.ipynb)', r'\1\2', text)  # links between notebooks
         target = path.with_name(short(path.name))

@@ -5,6 +5,7 @@ import inspect
 import io
 import re
 import tokenize
+from importlib import import_module
 from pathlib import Path
 
 import pydantic
@@ -115,9 +116,20 @@ def table(sym) -> str:
     return '\n'.join(lines + [f"| {name} | {code(kind) if kind else ''} | {code(value) if value else ''} | {text} |" for name, kind, value, text in rows])
 
 
+def packaged(sym):
+    """The function or class as the package has it: nbdev's copy comes from a notebook's cells, so it does not know its module,
+    and of a class Python then finds no source. Two modules may have one name; the docstring tells them apart."""
+    for module, names in LOOKUP.entries['bioai_esol']['syms'].items():
+        if f'{module}.{sym.__qualname__}' in names:
+            found = getattr(import_module(module), sym.__qualname__)
+            if found.__doc__ == sym.__doc__: return found
+    return sym
+
+
 class Renderer(MarkdownRenderer):
     "nbdev calls it for every exported function and class: the heading, a link to the code, the docstring, the table."
     def _repr_markdown_(self):
-        source = LOOKUP.code(self.fn)
-        link = f' <a class="source" href="{source}">source</a>' if source else ''
-        return f"{'#' * self.title_level} {self.nm}\n\n{self.docs or ''}{link}\n\n::: {{.arguments}}\n\n{table(self.sym)}\n\n:::\n"
+        sym = packaged(self.sym)
+        entry = LOOKUP[f'{sym.__module__}.{sym.__qualname__}']
+        link = f' <a class="source" href="{entry[2]}#L{inspect.getsourcelines(sym)[1]}">source</a>' if entry else ''
+        return f"{'#' * self.title_level} {self.nm}\n\n{self.docs or ''}{link}\n\n::: {{.arguments}}\n\n{table(sym)}\n\n:::\n"
