@@ -65,4 +65,6 @@ if __name__ == '__main__':
         out = io.BytesIO()
         fig.savefig(out, format='png', dpi=150)
         save(name, out.getvalue())
+        if not (ROOT / 'nbs/images/explorer.png').exists():
+            save('explorer', out.getvalue())  # the notebook shows it, and must find something there the first time
     save('explorer', explorer(uri))
