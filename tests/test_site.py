@@ -22,6 +22,7 @@ NOTEBOOKS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'nbs').rglob(
 PAGES = [re.sub(r'\d\d_(\w+)\.ipynb$', r'\1.ipynb', n.removeprefix('nbs/')).replace('.ipynb', '.html') for n in NOTEBOOKS]
 READ = """() => ({
   title: document.title, ids: [...document.querySelectorAll('[id]')].map(e => e.id), words: document.querySelector('main').innerText.length,
+  raw: [...document.querySelectorAll('main p, main li, main td')].map(e => e.innerText).filter(t => /\\]\\(\\S*(html|ipynb)/.test(t)),
   links: [...document.querySelectorAll('a[href]')].map(e => e.href),
   images: [...document.images].map(e => [e.getAttribute('src').slice(0, 60), e.naturalWidth]),
   tables: [...document.querySelectorAll('h3[id] ~ .arguments, .arguments')].map(e => {
@@ -89,6 +90,7 @@ def test_every_page_opens_without_a_trouble(read, address):
     assert strangers == set(), 'a reader without a network would miss something'
     for name, p in read.items():
         assert p['words'] > 300 and 'bioai-esol' in p['title'], name
+        assert p['raw'] == [], f'{name}: Markdown that was not understood'
 
 
 def test_links_lead_somewhere(read, site, address):
