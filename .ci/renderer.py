@@ -5,6 +5,7 @@ import inspect
 import io
 import re
 import tokenize
+import typing
 from importlib import import_module
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def type_name(annotation) -> str:
     if annotation is None or annotation is type(None): return 'None'
     if isinstance(annotation, str): return annotation
     if hasattr(annotation, '__metadata__'): return type_name(annotation.__origin__)  # Annotated: the bounds are in the text beside it
+    if any(hasattr(a, '__metadata__') for a in typing.get_args(annotation)):  # the bounds of what a tuple holds
+        return f"{annotation.__origin__.__name__}[{', '.join('…' if a is ... else type_name(a) for a in annotation.__args__)}]"
     text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, '__args__') else str(annotation)
     return re.sub(r'\b(?:[a-z_]\w*\.)+(?=\w)', '', text)
 
@@ -49,6 +52,12 @@ def default_name(value) -> str:
     if isinstance(value, type) or callable(value): return getattr(value, '__qualname__', repr(value))
     text = repr(value)
     return text if len(text) <= 40 else '…'
+
+
+class Made:
+    "The default that a factory makes anew for every instance."
+    def __init__(self, factory): self.text = {'<lambda>': '…', 'dict': '{}', 'list': '[]'}.get(factory.__name__, f'{factory.__name__}()')
+    def __repr__(self): return self.text
 
 
 def field_comments(cls: type) -> dict[str, str]:
@@ -70,13 +79,13 @@ def fields(cls: type) -> list[tuple]:
     if issubclass(cls, pydantic.BaseModel):
         out = []
         for name, f in cls.model_fields.items():
-            default = inspect.Parameter.empty if f.is_required() else f.default
+            default = inspect.Parameter.empty if f.is_required() else Made(f.default_factory) if f.default_factory else f.default
             out.append((name, f.annotation, default, f.description or comments.get(name, '')))
         return out
     out = []
     for f in dataclasses.fields(cls):
-        made = f.default_factory if f.default_factory is not dataclasses.MISSING else None
-        default = f.default if f.default is not dataclasses.MISSING else made() if made else inspect.Parameter.empty
+        default = Made(f.default_factory) if f.default_factory is not dataclasses.MISSING else f.default
+        if default is dataclasses.MISSING: default = inspect.Parameter.empty
         if f.init: out.append((f.name, f.type, default, comments.get(f.name, '')))
     return out
 
