@@ -139,7 +139,7 @@ def interactions(
     found = []
     for a, b in itertools.combinations(varying(finished(runs)), 2):
         table = interaction(runs, a, b, metric)
-        left = table.sub(table.mean(1), axis=0).sub(table.mean(0), axis=1) + table.stack().mean()
+        left = table.sub(table.mean(axis=1), axis=0).sub(table.mean(axis=0), axis=1) + table.stack().mean()
         found.append(dict(rows=a, columns=b, largest=left.abs().max().max()))
     return pd.DataFrame(found, columns=['rows', 'columns', 'largest']).sort_values('largest', ascending=False, ignore_index=True)
 
