@@ -38,7 +38,7 @@ def leaderboard(
 ) -> pd.DataFrame:         # one row a finished run, lowest best_val_rmse first
     "What varies, and the validation figures at the best and at the last epoch."
     columns = [*(varying(runs) or AXES), 'best_val_rmse', 'best_epoch', 'val_rmse', 'generalisation_gap', 'val_r2']
-    return finished(runs).head(k)[columns].round(dict(best_val_rmse=4, val_rmse=4, generalisation_gap=3, val_r2=3))
+    return finished(runs).head(k)[columns].astype(dict(best_epoch='Int64')).round(dict(best_val_rmse=4, val_rmse=4, generalisation_gap=3, val_r2=3))
 
 # %% ../nbs/14_analysis.ipynb #c55fdbfe
 _ROLES = dict(val_rmse='lowest final val_rmse', best_val_rmse='lowest best_val_rmse', generalisation_gap='lowest generalisation gap')
