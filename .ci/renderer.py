@@ -25,7 +25,7 @@ def plain(text: str) -> str:
 
 def code(text: str) -> str:
     "`text` as code: HTML, so that nbdev does not turn a word that is also the name of a function into a link."
-    return f'<code>{plain(text)}</code>'
+    return '<code>' + plain(text).replace("'", '&#39;').replace('"', '&#34;') + '</code>'  # straight quotes, as in Python
 
 
 def prose(text: str) -> str:

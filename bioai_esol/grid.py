@@ -65,7 +65,7 @@ class Grid(Settings):
 def load_grid(
     path: str | Path,   # a YAML file with any fields of `Grid`
     **overrides,        # values that win over the file's
-) -> Grid:
+) -> Grid:             # with every value checked
     "A grid from a YAML file; raises `ConfigError` naming the file and what is wrong in it."
     try: values = yaml.safe_load(Path(path).read_text(encoding='utf-8')) or {}
     except OSError as e: raise ConfigError(f"cannot read {path}: {e.strerror or e}") from None
