@@ -5,8 +5,8 @@
 
 Any Quarto can render the same project from _quarto.yml; this script needs only pip packages.
 """
+import gc
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -33,6 +33,16 @@ def included(text: str) -> str:
     return re.sub(r'^<!-- include (\S+) -->$', lambda m: (ROOT / m[1]).read_text(encoding='utf-8').strip(), text, flags=re.M)
 
 
+def lines_of_tests(text: str, files: str) -> str:
+    "`text` with links to a test, `../tests/test_x.py#test_y`, leading to its line in the repository at the address `files`."
+    def line(link):
+        lines = (ROOT / link[1]).read_text(encoding='utf-8').splitlines()
+        found = [n for n, code in enumerate(lines, 1) if code.startswith(f'def {link[2]}(')]
+        if not found: raise SystemExit(f'{link[1]} has no {link[2]}, and a page links to it')
+        return f']({files}/{link[1]}#L{found[0]})'
+    return re.sub(r'\]\((?:\.\./)+(tests/\w+\.py)#(\w+)\)', line, text)
+
+
 def readme() -> str:
     "README.md: the cells of index.ipynb, with paths as they are from the top of the repository."
     cells = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
@@ -43,17 +53,21 @@ def readme() -> str:
 
 def stage():
     "Processed notebooks, pictures and configuration under _proc/, with page names and links as the site has them."
+    from nbdev.config import get_config
     from nbdev.serve import proc_nbs
+    settings = get_config()
+    home, files = re.escape(settings.doc_host + settings.doc_baseurl), f'{settings.git_url}/blob/{settings.branch}'
     shutil.rmtree(PROC, ignore_errors=True)
-    os.environ['PYTHONPATH'] = os.pathsep.join(map(str, (ROOT, ROOT / '.ci')))  # nbdev's processes import the package, and renderer.py
-    proc_nbs()
+    sys.path.insert(0, str(ROOT))  # the package is this tree's, and renderer.py is beside this script
+    proc_nbs(n_workers=0)  # one process, so that PyTorch and MLflow are imported once
+    gc.freeze()  # IPython searches the whole heap for garbage at the end, once for every notebook
     for path in sorted(PROC.rglob('*.ipynb')):
         page = json.loads(path.read_text(encoding='utf-8'))
         for cell in page['cells']:
-            if cell['cell_type'] == 'markdown': cell['source'] = included(''.join(cell['source']))
+            if cell['cell_type'] == 'markdown': cell['source'] = lines_of_tests(included(''.join(cell['source'])), files)
         text = json.dumps(page)
         depth = '../' * (len(path.relative_to(PROC).parts) - 1)
-        text = re.sub(r'https://example\.org/bioai-esol/([\w./-]+\.html)', depth + r'\1', text)  # nbdev links by doc_host
+        text = re.sub(home + r'/([\w./-]+\.html)', depth + r'\1', text)  # nbdev links by doc_host
         text = re.sub(r'\[(`_\w+`)\]\([^)]+\)', r'\1', text)  # what is private has no place on the site
         text = re.sub(r'(\.html#\w+)\.\w+', r'\1', text)  # methods stand with their class
         text = re.sub(r'output-file: [\w.-]+\.html(\\n)?', '', text)  # nbdev's, the file names are ours already
