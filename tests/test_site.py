@@ -1,5 +1,6 @@
 "The documentation as a reader has it: built, served on this machine, and every page opened in a browser."
 import ast
+import configparser
 import functools
 import http.server
 import importlib
@@ -58,9 +59,10 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope='module')
 def address(site):
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(_Quiet, directory=site))
+    "Where the site is served: below the top, as a project's pages are."
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(_Quiet, directory=site.parent))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}/'
+    yield f'http://127.0.0.1:{server.server_port}/{site.name}/'
     server.shutdown()
     server.server_close()
 
@@ -97,10 +99,10 @@ def test_links_lead_somewhere(read, site, address):
     broken, seen = [], 0
     for name, p in read.items():
         for link in p['links']:
-            if not link.startswith(address): continue
+            if urlsplit(link).netloc != urlsplit(address).netloc: continue
             seen += 1
-            parts = urlsplit(link)
-            target, anchor = unquote(parts.path).lstrip('/') or 'index.html', unquote(parts.fragment)
+            target, _, anchor = unquote(link.removeprefix(address)).partition('#')
+            target = target or 'index.html'
             if not (site / target).is_file(): broken.append(f'{name}: no {target}')
             elif anchor and target in read and anchor not in read[target]['ids']: broken.append(f'{name}: no #{anchor} in {target}')
     assert broken == [] and seen > 1000
@@ -128,6 +130,17 @@ def parameters(module, name):
     a = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name).args
     return [*(x.arg for x in a.posonlyargs + a.args), *([f'*{a.vararg.arg}'] if a.vararg else []), *(x.arg for x in a.kwonlyargs),
             *([f'**{a.kwarg.arg}'] if a.kwarg else [])]
+
+
+def test_links_to_the_code_lead_to_its_line(read):
+    """They go to the address that settings.ini names; the line is that of the function, class or test."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(ROOT / 'settings.ini')
+    files = '{git_url}/blob/{branch}/'.format(**settings['DEFAULT'])
+    links = {(link.removeprefix(files).split('#L')[0], int(link.split('#L')[1])) for p in read.values() for link in p['links'] if link.startswith(files)}
+    wrong = [f'{path}:{line}' for path, line in links if not re.match(r'@|def |class |[A-Z]\w* = ', (ROOT / path).read_text('utf-8').splitlines()[line - 1])]
+    assert wrong == [] and {path.split('/')[0] for path, _ in links} == {'bioai_esol', 'tests'}
+    assert len(links) > 150
 
 
 @pytest.mark.parametrize('module', MODULES)
@@ -171,3 +184,63 @@ def test_search_finds_the_page(page, address, words, landing):
 def test_search_knows_every_page(site):
     entries = json.loads((site / 'search.json').read_text(encoding='utf-8'))
     assert {e['href'].split('#')[0] for e in entries} == set(PAGES)
+
+
+FOCUS = """() => { const e = document.activeElement, s = getComputedStyle(e);
+  return { href: e.href || '', seen: s.outlineStyle != 'none' || s.boxShadow != 'none', shown: e.checkVisibility({visibilityProperty: true}) } }"""
+
+
+def tab_to(page, end, most=90):
+    "Press Tab until the link that ends so has the focus; whatever has it on the way can be seen."
+    for _ in range(most):
+        page.keyboard.press('Tab')
+        at = page.evaluate(FOCUS)
+        assert at['seen'] and at['shown'], at
+        if at['href'].endswith(end): return
+    raise AssertionError(f'{most} times Tab, and no link to {end}')
+
+
+def test_every_page_is_reached_from_the_keyboard(page, address):
+    page.goto(address + 'stores/aws.html')
+    tab_to(page, 'howto/policy.html')
+    page.keyboard.press('Enter')
+    page.wait_for_url('**/howto/policy.html')
+    tab_to(page, 'benchmarks.html')  # the last of the sidebar
+    page.keyboard.press('/')
+    page.keyboard.type('choose_candidate')
+    page.locator('.search-result').first.wait_for()
+    page.keyboard.press('ArrowDown')
+    page.keyboard.press('Enter')
+    page.wait_for_url('**/policy.html#*')
+    assert page.troubles == []
+
+
+def test_a_phone_has_sidebar_and_search(new_page, address):
+    page = new_page(viewport=dict(width=390, height=844), is_mobile=True, has_touch=True)
+    page.goto(address + 'policy.html')
+    first, last = (page.locator('#quarto-sidebar a').locator(f'visible=true >> nth={n}') for n in (0, -1))
+    def x(link): return link.bounding_box()['x']
+    assert x(first) < 0, 'closed, it is beside the screen'
+    page.locator('.quarto-btn-toggle').tap()
+    page.wait_for_function("() => document.querySelector('#quarto-sidebar').getBoundingClientRect().x == 0")
+    header = page.locator('#quarto-header').bounding_box()
+    assert first.bounding_box()['y'] >= header['y'] + header['height'], 'nothing of it is behind the header'
+    last.tap()  # it scrolls that far
+    page.wait_for_url('**/benchmarks.html')
+    page.locator('.navbar-toggler').tap()
+    page.locator('.smalldocs-search input:visible').press_sequentially('rollback_decision')
+    page.locator('.search-result').first.tap()
+    page.wait_for_url('**/policy.html#*')
+    assert page.troubles == []
+
+
+def test_the_workflows_ask_for_little():
+    "Pinned to a major version, without rights that nobody needs; what is deployed is what `make docs` writes."
+    flows = {path.stem: yaml.safe_load(path.read_text(encoding='utf-8')) for path in (ROOT / '.github/workflows').glob('*.yml')}
+    assert all(flow['permissions'] == dict(contents='read') for flow in flows.values())
+    steps = {name: [step for job in flow['jobs'].values() for step in job['steps']] for name, flow in flows.items()}
+    assert all(re.fullmatch(r'actions/[\w-]+@v\d+', step['uses']) for found in steps.values() for step in found if 'uses' in step)
+    build, deploy = (flows['pages']['jobs'][name] for name in ('build', 'deploy'))
+    assert any(step.get('run', '').startswith('make docs') for step in build['steps']) and 'permissions' not in build
+    assert next(step['with']['path'] for step in build['steps'] if 'pages-artifact' in step.get('uses', '')) == '_docs'
+    assert (deploy['permissions'], deploy['needs']) == ({'pages': 'write', 'id-token': 'write'}, 'build')
