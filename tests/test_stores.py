@@ -93,7 +93,7 @@ def test_the_whole_path(case, here, monkeypatch):
     assert check(case.uri).holds.all()
     assert json.loads(here('history', '--json').stdout)[-1]['action'] == 'rollback'
     told = here('report', '--run-tag', 'first', '--output', 'first.html')
-    assert told.returncode == 0 and 'RMSE' in (here.folder / 'first.html').read_text(), told.stderr
+    assert told.returncode == 0 and 'Sweep first' in (here.folder / 'first.html').read_text(), told.stderr
     runs = load_runs('first')
     assert len(load_histories(runs)) == 2 * 2 * 6 and len(load_predictions(runs.run_id[0])) == 113
     table = runs_table(connect(case.uri), 'first')
