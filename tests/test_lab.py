@@ -67,7 +67,7 @@ def value(page, name):
 
 def told(page):
     "The text that the widget shows under its figure, and the runs of its first table."
-    text = page.locator('.widget-html', has=page.locator('p')).first  # a progress bar's text is no paragraph
+    text = page.locator('.widget-html', has=page.locator('p, table')).first  # a progress bar has neither
     rows = text.locator('table').first.locator('tbody tr td:first-child')
     return text.inner_text(), rows.all_inner_texts()
 
