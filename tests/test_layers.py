@@ -6,9 +6,10 @@ import sys
 import pytest
 from conftest import ROOT
 
-ORDER = ['data', 'split', 'features', 'metrics', 'model', 'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'frames', 'grid', 'sweep',
-         'analysis', 'figures', 'molecules', 'policy', 'journal', 'registry', 'promotion', 'serving', 'monitoring', 'chronicle', 'explorer',
-         'report', 'server', 'migration', 'endpoint', 'arguments', 'cli']
+ORDER = ['data', 'split', 'descriptors', 'features', 'bonds', 'metrics', 'model', 'residual', 'dmpnn', 'regressors', 'architectures', 'intervals',
+         'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'frames', 'grid', 'sweep', 'ensemble', 'analysis', 'figures', 'molecules', 'policy',
+         'journal', 'registry', 'promotion', 'serving', 'explanation', 'monitoring', 'chronicle', 'explorer', 'report', 'server', 'migration', 'endpoint',
+         'benchmark', 'arguments', 'cli']
 MAY_USE_MLFLOW = {'store', 'doctor', 'outbox', 'tracking', 'journal', 'registry', 'promotion', 'serving', 'migration'}
 MODULES = sorted(p for p in (ROOT / 'bioai_esol').glob('*.py') if p.stem not in ('__init__', '_modidx'))
 
