@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 ORDER = ['data', 'split', 'descriptors', 'features', 'bonds', 'metrics', 'model', 'residual', 'dmpnn', 'regressors', 'architectures', 'intervals',
-         'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'frames', 'grid', 'sweep', 'ensemble', 'analysis', 'figures', 'molecules', 'policy',
+         'configuration', 'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'frames', 'grid', 'sweep', 'ensemble', 'analysis', 'figures', 'molecules', 'policy',
          'journal', 'registry', 'promotion', 'serving', 'explanation', 'monitoring', 'chronicle', 'explorer', 'report', 'server', 'migration', 'endpoint',
          'benchmark', 'arguments', 'cli']
 MAY_USE_MLFLOW = {'store', 'doctor', 'outbox', 'tracking', 'journal', 'registry', 'promotion', 'serving', 'migration'}
