@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 from .data import BioaiError
 from .store import Store, connect, one_line, sqlite_path
 from .tracking import fetch_artifacts, newest_run_tag, runs_table, search
-from .training import HISTORY, TrainConfig
+from .configuration import TrainConfig
+from .training import HISTORY
 
 # %% ../nbs/19_frames.ipynb #67516171
-METRICS = (*HISTORY, 'best_val_rmse', 'best_epoch', 'best_generalisation_gap', 'best_val_r2', 'test_rmse', 'test_mae', 'test_r2')
+METRICS = (*HISTORY, 'best_val_rmse', 'best_epoch', 'best_generalisation_gap', 'best_val_r2', 'test_rmse', 'test_mae', 'test_r2', 'coverage_90', 'interval_90')
 _FIRST = ('run_id', 'run_name', 'run_tag', 'status', 'error', 'start_time', 'end_time', 'seconds', *TrainConfig.model_fields, *METRICS,
           'config_digest', 'dataset', 'dataset_version', 'split_digest', 'code_version', 'git_dirty')
 
@@ -28,7 +29,10 @@ def _typed(runs: pd.DataFrame) -> pd.DataFrame:
     numbers = {c: pd.to_numeric(runs[c]) for c in ('seconds', *METRICS)}
     whole = {c: pd.to_numeric(runs[c]).astype('Int64') for c in ('best_epoch', 'threads', 'pid', 'dataset_skipped') if c in runs}
     times = {c: pd.to_datetime(runs[c], utc=True) for c in ('start_time', 'end_time')}  # also while no run has ended
-    return runs.assign(**numbers | whole | times)
+    before = {c: runs[c].astype(object).where(runs[c].notna(), v) for c, v in dict(architecture='gcn', pooling='mean').items()
+              if runs.architecture.isna().any()}  # runs from before there was a choice
+    gaps = {c: runs[c].astype('Int64') for c in ('hidden_dim', 'batch_size', 'epochs') if runs[c].isna().any()}  # models on descriptors have none
+    return runs.assign(**numbers | whole | times | before | gaps)
 
 def _tag(store: Store, run_tag: str | None) -> str:
     "The run tag that is meant; raises `BioaiError` with what there is, or what to run."

@@ -16,7 +16,9 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from .data import ConfigError, Settings
-from .training import BatchSize, Dropout, Epochs, Fraction, HiddenDim, LearningRate, Seed, TrainConfig, WeightDecay
+from .architectures import ARCHITECTURES
+from .configuration import (ArchitectureName, BatchSize, Dropout, Epochs, Fraction, HiddenDim, LearningRate, Pooling, Schedule, Seed, TrainConfig,
+                                      WeightDecay, config_from)
 
 # %% ../nbs/20_grid.ipynb #ebca8227
 def _axis(x):
@@ -40,6 +42,10 @@ def cores() -> int:
 # %% ../nbs/20_grid.ipynb #feb75847
 class Grid(Settings):
     "All configurations of a sweep, and how to run them."
+    architecture: Axis(ArchitectureName) = ('gcn',)
+    pooling: Axis(Pooling | None) = (None,)   # None: each architecture's own
+    standardise: bool | None = None           # None: each architecture's own
+    schedule: Schedule | None = None          # None: each architecture's own
     hidden_dim: Axis(HiddenDim) = (32, 64, 128)
     lr: Axis(LearningRate) = (1e-2, 1e-3, 3e-3)
     batch_size: Axis(BatchSize) = (16, 32)
@@ -55,10 +61,11 @@ class Grid(Settings):
     device: Annotated[str, Field(pattern=r'^(cpu|auto|cuda(:\d+)?)$')] = 'cpu'
 
     def configs(self) -> list[TrainConfig]:
-        "Every configuration, in the order of the specification's nested loops."
-        axes = ['hidden_dim', 'lr', 'batch_size', 'dropout', 'weight_decay', 'seed']
-        fixed = dict(epochs=self.epochs, split=self.split, frac_train=self.frac_train, frac_val=self.frac_val)
-        return [TrainConfig(**dict(zip(axes, values)), **fixed) for values in itertools.product(*(getattr(self, a) for a in axes))]
+        "Every configuration, each once, in the order of the specification's nested loops; a grid over several architectures is one grid after the other."
+        axes = ['architecture', 'pooling', 'hidden_dim', 'lr', 'batch_size', 'dropout', 'weight_decay', 'seed']
+        fixed = {k: getattr(self, k) for k in ('epochs', 'split', 'frac_train', 'frac_val', 'standardise', 'schedule')}
+        made = (TrainConfig(**dict(zip(axes, values)), **fixed) for values in itertools.product(*(getattr(self, a) for a in axes)))
+        return list(dict.fromkeys(made))  # two that differ in what their architecture does not have are one
 
     def __len__(self): return len(self.configs())
 
@@ -89,19 +96,23 @@ def repeats(
     seeds: Sequence[int] = (1, 2, 3),  # besides the one that they were trained with
 ) -> Repeats:
     "The best `k` finished configurations of a sweep, with other seeds; raises `ConfigError` when there are none."
-    best = runs[runs.status == 'FINISHED'].sort_values(['best_val_rmse', 'config_digest']).head(k)
-    chosen = tuple(TrainConfig(**row) for row in best[list(TrainConfig.model_fields)].to_dict('records'))
+    single = runs[(runs.status == 'FINISHED') & (runs.architecture != 'ensemble')] if 'architecture' in runs else runs[runs.status == 'FINISHED']
+    best = single.sort_values(['best_val_rmse', 'config_digest']).head(k)
+    chosen = tuple(config_from(row) for row in best.to_dict('records'))
     if not chosen: raise ConfigError(f"none of {len(runs)} runs is finished: there is nothing to repeat")
-    axes = {a: tuple(sorted({getattr(c, a) for c in chosen})) for a in ('hidden_dim', 'lr', 'batch_size', 'dropout', 'weight_decay')}
+    axes = {a: tuple(sorted({getattr(c, a) for c in chosen})) for a in ('architecture', 'pooling', 'hidden_dim', 'lr', 'batch_size', 'dropout', 'weight_decay')}
     fixed = {a: getattr(chosen[0], a) for a in ('epochs', 'split', 'frac_train', 'frac_val')}
     return Repeats(**axes, **fixed, seed=tuple(seeds), run_tag=f'{best.run_tag.iloc[0]}.seeds', repeats=best.run_tag.iloc[0], chosen=chosen)
 
 # %% ../nbs/20_grid.ipynb #e8683748
 BLOCK = 27  # configurations a block at most: from there on more of them cost memory and gain nothing
+_FIT_COST = 150_000  # of a model on descriptors, in the units of `block_cost`
 
 def block_cost(block: Sequence[TrainConfig]) -> float:
     "Relative time of a block, fitted to measurements: calls a step, whatever the block, and arithmetic for each configuration."
     c = block[0]
+    if not ARCHITECTURES[c.architecture].is_network: return _FIT_COST * len(block)
+    if c.architecture != 'gcn': return 10 * c.epochs * (26_000 / c.batch_size + len(block) * (c.hidden_dim ** 2 / 53 + c.hidden_dim))
     return c.epochs * (26_000 / c.batch_size + len(block) * (c.hidden_dim ** 2 / 53 + c.hidden_dim))
 
 def _makespan(blocks: Sequence[list[TrainConfig]], workers: int) -> float:

@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from .data import BioaiError
 from .journal import Entry, Snapshot, Turn, now, settled, short, turn
-from .model import load_model
+from .architectures import load_model
 from .policy import Decision, reproducible, rollback_decision
 from .store import Store, StoreError, connect
 from .tracking import fetch_artifacts, run_row

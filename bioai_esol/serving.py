@@ -10,35 +10,42 @@ __all__ = ['COLUMNS', 'UNIT', 'Predictor', 'load_predictor', 'load_version', 'lo
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
-import torch
 import yaml
-from torch import Tensor
 
 from .data import BioaiError, DataError, Dataset, canonical_smiles, parse_smiles
-from .features import cut, pack
-from .model import GCN, load_model, predict_batch
+
+from .architectures import FittedModel, Molecules, load_model
+from .configuration import make_split
+from .descriptors import fingerprint, similarity
+from .intervals import half_width
 from .journal import MODEL, Snapshot, snapshot
 from .metrics import PairedDifference, bootstrap_rmse, mae, paired_rmse_difference, r2
 from .promotion import config_of, dataset_of
 from .registry import checksums, fetch_model, find, run_of
 from .split import Split
 from .store import Store, connect
-from .training import make_split
+
 
 # %% ../nbs/30_serving.ipynb #26eef50f
-COLUMNS = ['smiles', 'log_solubility', 'unit', 'solubility_mol_per_l', 'model_version', 'error']
+COLUMNS = ['smiles', 'log_solubility', 'low', 'high', 'unit', 'solubility_mol_per_l', 'similarity', 'domain', 'model_version', 'error']
 UNIT = 'log10(mol/L)'
 
 @dataclass(frozen=True)
 class Predictor:
-    "A trained network that predicts aqueous solubility."
-    model: GCN
-    theta: Tensor   # (1, n_params)
+    "A trained model that predicts aqueous solubility."
+    model: FittedModel
     version: str    # of `EsolPrediction`
+
+    @cached_property
+    def _training(self) -> list:
+        "Fingerprints of the molecules it was trained on; none in a model from before they were kept."
+        return [fingerprint(s) for s in self.model.info.get('domain', {}).get('training', [])]
 
     def predict(self,
                 smiles: Sequence[str],  # n molecules
@@ -48,24 +55,27 @@ class Predictor:
         for s in smiles:
             try: parse_smiles(s); errors.append('')
             except DataError as e: errors.append(str(e))
-        good = [s for s, e in zip(smiles, errors) if not e]
-        values = iter(self._log_solubility(good) if good else [])
-        logs = [float('nan') if e else next(values) for e in errors]
-        return pd.DataFrame(dict(smiles=list(smiles), log_solubility=logs, unit=UNIT, solubility_mol_per_l=[10 ** x for x in logs],
-                                 model_version=self.version, error=errors), columns=COLUMNS)
+        good = [s.strip() for s, e in zip(smiles, errors) if not e]
+        found = pd.DataFrame(np.full((len(errors), 4), np.nan), columns=['log_solubility', 'low', 'high', 'similarity'])
+        if good: found.loc[[not e for e in errors]] = np.column_stack(self._figures(good))
+        limit = self.model.info.get('domain', {}).get('limit', np.nan)
+        domain = ['' if np.isnan(s) or np.isnan(limit) else 'inside' if s >= limit else 'outside' for s in found.similarity]
+        return found.assign(smiles=list(smiles), unit=UNIT, solubility_mol_per_l=10 ** found.log_solubility, domain=domain,
+                            model_version=self.version, error=errors)[COLUMNS]
 
-    @torch.no_grad()
-    def _log_solubility(self, smiles: Sequence[str]) -> list[float]:
-        batches = cut(pack(smiles), torch.arange(len(smiles)), 256)
-        return torch.cat([predict_batch(self.model, self.theta, b)[0] for b in batches]).double().tolist()
+    def _figures(self, smiles: Sequence[str]) -> tuple[np.ndarray, ...]:
+        "Prediction, both ends of its interval and the similarity to the training molecules, each (n,)."
+        mean, spread = self.model.predict(Molecules(tuple(smiles)))
+        half = half_width(self.model.info.get('scores', []), spread)
+        half = np.where(np.isfinite(half), half, np.nan)  # too few validation molecules, or a model from before they were kept
+        return mean, mean - half, mean + half, similarity(smiles, self._training) if self._training else np.full(len(mean), np.nan)
 
 def load_predictor(
     folder: str | Path,   # holds `weights.safetensors` and `model.json`
     version: str,
 ) -> Predictor:
     "A predictor from weights on disk; raises `DataError` when they cannot be used."
-    model, theta, _ = load_model(folder)
-    return Predictor(model, theta, version)
+    return Predictor(load_model(folder), version)
 
 # %% ../nbs/30_serving.ipynb #c7cdeba7
 def _load(store: Store, seen: Snapshot, number: str) -> Predictor:

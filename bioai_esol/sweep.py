@@ -20,13 +20,14 @@ from tqdm.auto import tqdm
 
 from .data import BioaiError, ConfigError, Dataset, esol
 from .doctor import ready
-from .features import pack_dataset
+from .architectures import Molecules
+from .configuration import TrainConfig, split_key
 from .grid import Grid, block_cost, blocks
 from .lineage import lineage
 from .outbox import Outbox, Record, deliver_left, now
 from .store import Store, connect, store_lock
 from .tracking import Delivery, Writer, fail_run, runs_table, search
-from .training import TrainConfig, make_task, split_key, train_from_pipe
+from .training import make_task, train_from_pipe
 
 # %% ../nbs/21_sweep.ipynb #aa35a241
 @dataclass
@@ -240,16 +241,16 @@ def _device(name: str) -> str:
 
 def _writers(store: Store, dataset: Dataset, configs: Sequence[TrainConfig], grid: Grid, device: str) -> dict[tuple, Writer]:
     "One writer for each split that the configurations use."
-    graphs, out = pack_dataset(dataset), {}
-    for c in configs:
-        if (key := split_key(c)) in out: continue
-        task = make_task(dataset, c, graphs)
-        out[key] = Writer(store, task, dict(run_tag=grid.run_tag, kind='run') | lineage(task, device))
+    molecules, out = Molecules(tuple(dataset.smiles), dataset.y, keep=True), {}
+    for c in {(split_key(c), c.architecture): c for c in configs}.values():
+        task = make_task(dataset, c, molecules)
+        if (key := split_key(c)) not in out: out[key] = Writer(store, task, dict(run_tag=grid.run_tag, kind='run') | lineage(task, device))
     return out
 
 def _open_sweep(writer: Writer, grid: Grid) -> Record:
     "The parent run, with the grid's axes as parameters."
-    axes = {k: ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value) for k, value in grid.model_dump().items()}
+    def text(v): return f'{v:g}' if isinstance(v, (int, float)) else str(v)
+    axes = {k: ','.join(map(text, value)) if isinstance(value, tuple) else str(value) for k, value in grid.model_dump(exclude_none=True).items() if value != (None,)}
     axes['configurations'] = str(len(grid))
     return writer.open(Record(f'sweep {grid.run_tag}', writer.tags | dict(kind='sweep', seen_alive=str(now())), axes))
 
