@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HiddenDim', 'BatchSize', 'LearningRate', 'Dropout', 'WeightDecay', 'Seed', 'Epochs', 'Fraction', 'ArchitectureName',
-           'Pooling', 'Schedule', 'TrainConfig', 'config_from', 'make_split', 'split_key']
+           'Pooling', 'Schedule', 'TrainConfig', 'config_from', 'dataset_of', 'make_split', 'split_key']
 
 # %% ../nbs/12_configuration.ipynb #b8aa95a9
 import hashlib, json
@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from .architectures import ARCHITECTURES
-from .data import ConfigError, Dataset, Settings
+from .data import ConfigError, DataError, Dataset, Settings, esol, load_csv
 from .split import Split, random_split, scaffold_split
 
 # %% ../nbs/12_configuration.ipynb #f07fa9f1
@@ -113,6 +113,16 @@ def config_from(
 ) -> TrainConfig:
     "The settings in a row of a table of runs; raises `ConfigError` when one is impossible."
     return TrainConfig(**{k: row[k] for k in TrainConfig.model_fields if k in row and row[k] is not None and row[k] == row[k] and row[k] != ''})
+
+def dataset_of(
+    run: Mapping,  # a row of a table of runs
+) -> Dataset:
+    "The data set a run was trained on; raises `DataError` when the file is gone or was changed."
+    if run['dataset_version'] == (known := esol()).version: return known
+    found = load_csv(run['dataset_source'], skip_bad_rows=int(run['dataset_skipped']) > 0)
+    if found.version == run['dataset_version']: return found
+    raise DataError(f"{run['dataset_source']} was changed since run {run['run_name']!r} was trained on it: "
+                    f"SHA-256 {found.version[:12]}… now, {run['dataset_version'][:12]}… then")
 
 # %% ../nbs/12_configuration.ipynb #0103843a
 def make_split(dataset: Dataset, config: TrainConfig) -> Split:
