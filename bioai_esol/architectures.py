@@ -8,7 +8,7 @@ __all__ = ['NETWORK_SETTINGS', 'ARCHITECTURES', 'Molecules', 'Architecture', 'ma
 
 # %% ../nbs/10_architectures.ipynb #d3834f85
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from .dmpnn import DMPNN
 from .features import MolecularGraphs, cut, pack
 from .model import GCN, Network, predict_batch
 from .regressors import REGRESSORS
-from .residual import POOLINGS, ResidualGCN
+from .residual import ResidualGCN
 
 # %% ../nbs/10_architectures.ipynb #5fd83813
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ def save_model(
     "Write `weights.safetensors` and `model.json` into `folder`; raises `OSError` when the disk does not take them."
     model.check()
     folder = Path(folder)
-    (folder / 'weights.safetensors').write_bytes(save({name: p.contiguous() for name, p in model.weights.items()}))  # `save_file` raises no OSError on a full disk
+    weights = save({name: p.contiguous() for name, p in model.weights.items()})
+    (folder / 'weights.safetensors').write_bytes(weights)  # `save_file` raises no OSError on a full disk
     (folder / 'model.json').write_text(json.dumps(model.info, indent=1, sort_keys=True) + '\n')
 
 def load_model(

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from .architectures import ARCHITECTURES
-from .data import ConfigError, DataError, Dataset, Settings, esol, load_csv
+from .data import DataError, Dataset, Settings, esol, load_csv
 from .split import Split, random_split, scaffold_split
 
 # %% ../nbs/12_configuration.ipynb #f07fa9f1
@@ -54,7 +54,7 @@ class TrainConfig(Settings):
     def _complete(cls, values: dict) -> dict:
         kind = ARCHITECTURES.get(values.get('architecture', 'gcn'))
         if kind is None: return values  # refused by name below
-        if not kind.is_network: return {k: v for k, v in values.items() if k not in _OF_NETWORKS} | dict(epochs=1, pooling='mean', standardise=False, schedule='constant')
+        if not kind.is_network: return {k: v for k, v in values.items() if k not in _OF_NETWORKS} | _OF_OTHERS
         own = dict(pooling=kind.poolings[0], standardise=kind.standardise, schedule=kind.schedule)
         values = values | {k: v for k, v in own.items() if values.get(k) is None}
         if values['schedule'] == 'constant' or values.get('schedule_epochs') == values.get('epochs', 200): values = values | dict(schedule_epochs=None)
@@ -105,7 +105,8 @@ class TrainConfig(Settings):
         return f"{'' if self.architecture == 'gcn' else self.architecture + ' '}{text} s{self.seed}"
 
 _OF_NETWORKS = ('hidden_dim', 'dropout', 'lr', 'batch_size', 'weight_decay', 'epochs', 'pooling', 'standardise', 'schedule', 'schedule_epochs')
-_BEFORE = dict(architecture='gcn', pooling='mean', standardise=False, schedule='constant', schedule_epochs=None)  # runs from before these settings keep their digests
+_OF_OTHERS = dict(epochs=1, pooling='mean', standardise=False, schedule='constant')
+_BEFORE = dict(architecture='gcn', pooling='mean', standardise=False, schedule='constant', schedule_epochs=None)  # its runs keep their digests
 
 # %% ../nbs/12_configuration.ipynb #7836f011
 def config_from(

@@ -9,6 +9,7 @@ __all__ = ['EnsembleConfig', 'any_config', 'combine', 'train_any', 'make_any_tas
 # %% ../nbs/23_ensemble.ipynb #1ed540a3
 import hashlib, itertools, json, tempfile, time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +74,8 @@ class EnsembleConfig(Settings):
     def logged(self) -> dict[str, str]:
         "What stands in MLflow as parameters."
         shared = {k: str(getattr(self, k)) for k in ('seed', 'split', 'frac_train', 'frac_val')}
-        return dict(architecture='ensemble', members=json.dumps([{k: v for k, v in m.logged().items() if k == 'seed' or k not in shared} for m in self.members])) | shared
+        members = [{k: v for k, v in m.logged().items() if k == 'seed' or k not in shared} for m in self.members]
+        return dict(architecture='ensemble', members=json.dumps(members)) | shared
 
 def any_config(row: Mapping) -> TrainConfig | EnsembleConfig:
     "The settings of a row of a table of runs, whatever its kind."
@@ -105,8 +107,9 @@ def train_any(
     if not isinstance(config, EnsembleConfig): return train([config], task, device, lambda *_: on_epoch())[0]
     start = time.perf_counter()
     results = [train([m], task, device, lambda *_: on_epoch())[0] for m in config.members]
-    if failed := [r for r in results if not r.ok]: return TrainResult(config, failed[0].history, {}, {}, np.empty(0), time.perf_counter() - start, failed[0].error)
-    return combine(config, [r.model for r in results], task, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    if failed := next((r for r in results if not r.ok), None): return replace(failed, config=config, seconds=seconds)
+    return combine(config, [r.model for r in results], task, seconds)
 
 def make_any_task(dataset: Dataset, config: TrainConfig | EnsembleConfig) -> Task:
     "What a model of any kind is trained on."
@@ -149,7 +152,8 @@ def build_ensemble(
     store = connect(tracking_uri)
     runs = [run_row(store, r) for r in run_ids]
     for r in runs:
-        if r['status'] != 'FINISHED' or r.get('architecture') == 'ensemble': raise BioaiError(f"run {r['run_name']!r} cannot be a member: a member is a finished run of a single model")
+        if r['status'] != 'FINISHED' or r.get('architecture') == 'ensemble':
+            raise BioaiError(f"run {r['run_name']!r} cannot be a member: a member is a finished run of a single model")
     for key in ('dataset_version', 'split_digest'):
         if len({r[key] for r in runs}) > 1: raise BioaiError(f"the runs differ in {key}: members of an ensemble are trained on the same molecules")
     config, dataset = EnsembleConfig(members=tuple(_members(runs))), dataset_of(runs[0])
