@@ -7,9 +7,9 @@ import pytest
 from conftest import ROOT
 
 ORDER = ['data', 'split', 'descriptors', 'features', 'bonds', 'metrics', 'model', 'residual', 'dmpnn', 'regressors', 'architectures', 'intervals',
-         'configuration', 'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'frames', 'grid', 'sweep', 'ensemble', 'analysis', 'figures', 'molecules', 'policy',
-         'journal', 'registry', 'promotion', 'serving', 'explanation', 'monitoring', 'chronicle', 'explorer', 'report', 'server', 'migration', 'endpoint',
-         'benchmark', 'arguments', 'cli']
+         'configuration', 'optimiser', 'training', 'lineage', 'store', 'doctor', 'outbox', 'tracking', 'frames', 'grid', 'sweep', 'ensemble',
+         'analysis', 'figures', 'molecules', 'policy', 'journal', 'registry', 'promotion', 'serving', 'explanation', 'monitoring', 'chronicle',
+         'explorer', 'report', 'server', 'migration', 'endpoint', 'benchmark', 'arguments', 'cli']
 MAY_USE_MLFLOW = {'store', 'doctor', 'outbox', 'tracking', 'journal', 'registry', 'promotion', 'serving', 'migration'}
 MODULES = sorted(p for p in (ROOT / 'bioai_esol').glob('*.py') if p.stem not in ('__init__', '_modidx'))
 
