@@ -15,6 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 from browser import remember, started
 from lab import jupyterlab, slider
 
+from bioai_esol.analysis import configuration_names
 from bioai_esol.figures import plot_choice, plot_stability
 from bioai_esol.frames import load_predictions, load_runs
 from bioai_esol.molecules import plot_predictions
@@ -29,8 +30,7 @@ def figures(uri: str) -> dict:
     "The figures that need no browser, by the name of their picture."
     runs, policy = load_runs(tracking_uri=uri), Policy()
     choice, again = choose_candidate(runs, policy), load_runs(f'{runs.run_tag[0]}.seeds', uri)
-    names = [r.str.replace(r' s\d+$', '', regex=True) for r in (runs.run_name, again.run_name)]
-    several = pd.concat([runs[names[0].isin(names[1])], again], ignore_index=True)
+    several = pd.concat([runs[configuration_names(runs).isin(configuration_names(again))], again], ignore_index=True)
     return dict(choice=plot_choice(choice.runs, policy.gap_threshold, choice.r2_floor, choice.chosen['run_id']), stability=plot_stability(several),
                 molecules=plot_predictions(load_predictions(champion_run(connect(uri))['run_id'], uri)))
 

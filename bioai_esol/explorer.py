@@ -14,7 +14,7 @@ import ipywidgets as widgets
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .analysis import leaderboard, varying
+from .analysis import leaderboard, said, varying
 from .figures import plot_choice, plot_curves, plot_progress
 from .data import BioaiError
 from .frames import load_runs, planned, underway
@@ -103,7 +103,7 @@ class RunBrowser(_Panel):
                  histories: pd.DataFrame):      # of `frames.load_histories`
         self.runs, self.histories = runs, histories
         def dropdown(text, options): return widgets.Dropdown(options=options, description=text, style=dict(description_width='7em'), layout=dict(width='18em'))
-        self.filters = {a: dropdown(a, [('all', None), *((f'{v:g}', v) for v in sorted(runs[a].unique()))]) for a in varying(runs)}
+        self.filters = {a: dropdown(a, [('all', None), *((said(v), v) for v in sorted(runs[a].dropna().unique()))]) for a in varying(runs)}
         self.sort = dropdown('sort by', SORTS)
         self.picked = widgets.SelectMultiple(description='runs', rows=10, style=dict(description_width='7em'), layout=dict(width='48em'))
         for c in (*self.filters.values(), self.sort): c.observe(lambda change: self.offer(), 'value')

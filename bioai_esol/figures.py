@@ -18,7 +18,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .analysis import effects, finished, interaction, interactions, roles, stability, varying
+from .analysis import configuration_names, effects, finished, interaction, interactions, roles, said, stability, varying
 
 # %% ../nbs/25_figures.ipynb #2803b67d
 BLUE, ORANGE, GREEN, RED, PURPLE, _, _, GREY, _, SKY = sns.color_palette('colorblind').as_hex()
@@ -148,7 +148,7 @@ def plot_gap_history(
 # %% ../nbs/25_figures.ipynb #efb65ef9
 def _ticks(values) -> list[str]:
     "Values as short as they can be said: 0.003, 1e-4."
-    return [f'{v:g}' if v == 0 or abs(v) >= .001 else re.sub(r'\.?0*e([+-])0*', r'e\1', f'{v:e}') for v in values]
+    return [said(v) if isinstance(v, str) or v == 0 or abs(v) >= .001 else re.sub(r'\.?0*e([+-])0*', r'e\1', f'{v:e}') for v in values]
 
 def plot_effects(
     runs: pd.DataFrame,
@@ -218,9 +218,9 @@ def plot_parallel(
     "Parallel coordinates of a sweep."
     done = finished(runs)
     axes, top = varying(done), max(1, round(share * len(done)))
-    places = {a: {v: i / max(1, done[a].nunique() - 1) for i, v in enumerate(sorted(done[a].unique()))} for a in axes}
+    places = {a: {v: i / max(1, done[a].nunique() - 1) for i, v in enumerate(sorted(done[a].dropna().unique()))} for a in axes}
     low, high = done.best_val_rmse.min(), done.best_val_rmse.max()
-    y = np.column_stack([*(done[a].map(places[a]) for a in axes), (done.best_val_rmse - low) / ((high - low) or 1)])  # (runs, axes + 1)
+    y = np.column_stack([*(done[a].map(places[a]).astype(float) for a in axes), (done.best_val_rmse - low) / ((high - low) or 1)])  # (runs, axes + 1)
     y[:, :-1] += np.random.default_rng(seed).uniform(-.045, .045, y[:, :-1].shape)
     fig = new_figure(9, 4, f'What do the best {top} of {len(done)} runs share?')
     ax, x, small = fig.subplots(), range(len(axes) + 1), dict(textcoords='offset points', va='center', fontsize='small')
@@ -245,7 +245,7 @@ def plot_stability(
 ) -> Figure:
     "Every seed of every configuration, lowest mean first, with the mean and its 95 % interval by Student's t."
     table, done = stability(runs, metric), finished(runs)
-    done = done.assign(name=done.run_name.str.replace(r' s\d+$', '', regex=True))
+    done = done.assign(name=configuration_names(done))
     fig = new_figure(8, .5 * len(table) + 1.6, 'Is the ranking one seed’s luck?')
     ax = plain(fig.subplots(), xlabel=LABELS.get(metric, metric))
     for seed, colour, marker in zip(sorted(done.seed.unique()), sns.color_palette('colorblind', 10) * 3, 'osD^vP*Xph' * 3):

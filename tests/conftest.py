@@ -13,6 +13,8 @@ import pytest
 from filelock import FileLock
 
 pytest_plugins = ['browser']  # `page` and `new_page`
+for _name in ('MLFLOW_TRACKING_URI', 'MPLBACKEND'):  # of whoever runs the tests: no store from outside, no window
+    os.environ.pop(_name, None)
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = str(Path(sys.executable).with_name('bioai-esol'))
 SMALL = ['--hidden-dim', '8,16', '--lr', '1e-2', '--batch-size', '64', '--dropout', '0,0.2', '--weight-decay', '0,1e-4']
@@ -21,11 +23,6 @@ SMALL = ['--hidden-dim', '8,16', '--lr', '1e-2', '--batch-size', '64', '--dropou
 @pytest.fixture(scope='session', autouse=True)
 def _kept_runs_elsewhere(tmp_path_factory):
     os.environ['XDG_STATE_HOME'] = str(tmp_path_factory.mktemp('state'))
-
-
-@pytest.fixture(autouse=True)
-def _no_store_from_outside(monkeypatch):
-    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
 
 
 @pytest.fixture

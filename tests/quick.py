@@ -2,22 +2,23 @@
 that are forked from it, and the code version is a fixed clean one. Nothing of what is tested is replaced."""
 import time
 
+import bioai_esol.ensemble
 import bioai_esol.journal
 import bioai_esol.promotion
 import bioai_esol.lineage
 import mlflow
 import bioai_esol.training
 from bioai_esol.policy import Policy
-from bioai_esol.training import split_key
+from bioai_esol.configuration import split_key
 
 EASY = Policy(gap_threshold=3.0, r2_tolerance=0.99, regression_tolerance=0.5)
 _tasks, real_make_task = {}, bioai_esol.training.make_task
 
 
-def make_task(dataset, config, graphs=None):
-    key = (dataset.version, split_key(config))
+def make_task(dataset, config, molecules=None):
+    key = (dataset.version, split_key(config), config.architecture)
     if key not in _tasks:
-        _tasks[key] = real_make_task(dataset, config, graphs)
+        _tasks[key] = real_make_task(dataset, config, molecules)
     return _tasks[key]
 
 
@@ -26,7 +27,7 @@ def code_version(package=None):
 
 
 def install(patch=setattr):
-    for module in (bioai_esol.training, bioai_esol.promotion):
+    for module in (bioai_esol.training, bioai_esol.ensemble):
         patch(module, 'make_task', make_task)
     for module in (bioai_esol.lineage, bioai_esol.journal, bioai_esol.promotion):
         patch(module, 'code_version', code_version)

@@ -266,7 +266,8 @@ def test_quick_is_what_it_says(quick):
     store = sweep_here(fresh(folder), 'x', 2)
     [row] = tracking.runs_table(store, 'x').to_dict('records')
     from bioai_esol.data import esol
-    from bioai_esol.training import TrainConfig, train
-    config = TrainConfig(**{k: row[k] for k in TrainConfig.model_fields})
+    from bioai_esol.configuration import config_from
+    from bioai_esol.training import train
+    config = config_from(row)
     [result] = train([config], real_make_task(esol(), config))
     assert result.summary['best_val_rmse'] == row['best_val_rmse']

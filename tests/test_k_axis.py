@@ -8,12 +8,14 @@ from torch_geometric.data import Batch as PyGBatch
 
 from bioai_esol.data import esol
 from bioai_esol.features import cut, featurise
-from bioai_esol.model import GCN, BlockDropout, from_pyg, init_theta, predict_batch, to_pyg
+from bioai_esol.architectures import ARCHITECTURES
+from bioai_esol.configuration import TrainConfig
+from bioai_esol.model import GCN, BlockDropout, from_pyg, generator, init_theta, one_thread, predict_batch, to_pyg
 from bioai_esol.grid import Grid
 from bioai_esol.sweep import run_sweep
 from bioai_esol.store import connect
 from bioai_esol.tracking import fetch_artifacts
-from bioai_esol.training import TrainConfig, generator, make_task, one_thread, train
+from bioai_esol.training import make_task, train
 
 CONFIGS = [TrainConfig(hidden_dim=32, batch_size=32, lr=lr, dropout=dropout, weight_decay=wd)
            for lr, dropout, wd in [(1e-2, 0, 0), (1e-3, .2, 1e-4), (3e-3, .5, 0), (3e-3, 0, 1e-5), (1e-2, .5, 1e-4), (1e-3, .2, 0)]]
@@ -68,6 +70,34 @@ def test_one_worker_or_two(task, tmp_path):
             assert weights.keys() == expected.weights.keys()
             assert all(torch.equal(weights[name], expected.weights[name]) for name in weights)
             assert {key: runs.loc[digest, key] for key in expected.summary} == expected.summary
+
+
+@pytest.mark.parametrize('architecture', ARCHITECTURES)
+def test_every_architecture_alone_and_together(task, architecture):
+    "Promise 2 and reproducibility: trained twice, in two different blocks, each configuration gives the same weights, figures and intervals, bit for bit."
+    settings = [dict(lr=2e-3), dict(lr=5e-4, dropout=.2), dict(lr=2e-3, dropout=.2, weight_decay=1e-4)]
+    configs = list(dict.fromkeys(TrainConfig(architecture=architecture, hidden_dim=32, epochs=4, **s) for s in settings))
+    for config, result in zip(configs, train(configs, task), strict=True):
+        [alone] = train([config], task)
+        equal(alone, result)
+        assert result.ok and len(result.history) == config.epochs
+        np.testing.assert_array_equal(alone.half_widths, result.half_widths)
+
+
+def test_every_architecture_in_a_process_of_its_own(task, tmp_path):
+    "Reproducibility through `run_sweep`: the weights in the store, trained by two workers, are those of a training here."
+    grid = Grid(architecture=tuple(ARCHITECTURES), hidden_dim=16, lr=2e-3, batch_size=64, dropout=0, weight_decay=0, epochs=3, run_tag='kinds', workers=2)
+    uri = fresh(tmp_path)
+    runs = run_sweep(grid, tracking_uri=uri).runs.set_index('architecture')
+    assert set(runs.index) == set(ARCHITECTURES) and set(runs.status) == {'FINISHED'}
+    for config in grid.configs():
+        [expected] = train([config], task)
+        folder = tmp_path / config.architecture
+        folder.mkdir()
+        weights = load_file(fetch_artifacts(connect(uri), runs.run_id[config.architecture], folder, 'weights.safetensors'))
+        assert weights.keys() == expected.weights.keys()
+        assert all(torch.equal(weights[name], expected.weights[name]) for name in weights)
+        assert {key: runs.loc[config.architecture, key] for key in expected.summary} == expected.summary
 
 
 @pytest.mark.parametrize('hidden_dim', [32, 64, 128])

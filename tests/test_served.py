@@ -64,7 +64,7 @@ def test_no_file_of_a_registered_model_is_a_pickle(model):
 def test_the_schema_says_smiles_in_and_log_solubility_with_its_unit_out(model):
     signature = yaml.safe_load((model / 'MLmodel').read_text())['signature']
     assert [(c['name'], c['type']) for c in json.loads(signature['inputs'])] == [('smiles', 'string')]
-    assert [c['name'] for c in json.loads(signature['outputs'])][:3] == ['smiles', 'log_solubility', 'unit']
+    assert [c['name'] for c in json.loads(signature['outputs'])][:5] == ['smiles', 'log_solubility', 'low', 'high', 'unit']
 
 
 def in_another_process(uri):
