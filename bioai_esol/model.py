@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -40,11 +41,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 @contextmanager
 def one_thread():
-    "Train with one thread: the way work is divided among threads changes the last bits of a sum."
+    "Compute with one thread: the way work is divided among threads changes the last bits of a sum."
+    import scipy.linalg  # noqa: F401  # a library that is loaded later would not be limited
     _keep_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: yield
+    try:
+        with threadpool_limits(1, 'blas'): yield
     finally: torch.set_num_threads(before)
 
 # %% ../nbs/06_model.ipynb #cb84e923

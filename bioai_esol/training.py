@@ -223,11 +223,9 @@ def result_of(
     return TrainResult(config, history, best | figures, weights, predicted['test'], seconds, info=info | dict(scores=found), half_widths=half)
 
 def _fit_regressor(config: TrainConfig, task: Task) -> TrainResult:
-    from threadpoolctl import threadpool_limits
     start = time.perf_counter()
-    with threadpool_limits(1):
-        weights = REGRESSORS[config.architecture].fit(task.molecules.descriptors[task.split.train], task.y['train'], config.seed)
-        result = result_of(config, dict(architecture=config.architecture), weights, task, 0.)
+    weights = REGRESSORS[config.architecture].fit(task.molecules.descriptors[task.split.train], task.y['train'], config.seed)
+    result = result_of(config, dict(architecture=config.architecture), weights, task, 0.)
     return replace(result, seconds=time.perf_counter() - start)
 
 # %% ../nbs/14_training.ipynb #21168837
