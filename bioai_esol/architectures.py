@@ -56,6 +56,7 @@ class Architecture:
     poolings: tuple[str, ...] = ()
     standardise: bool = True        # default: the target is brought to mean 0 and standard deviation 1 by the training molecules
     schedule: str = 'cosine'        # default: how the learning rate changes
+    draws: bool = True              # does training draw random numbers? If not, one seed is as good as another
 
     @property
     def is_network(self) -> bool: return bool(self.poolings)
@@ -64,7 +65,9 @@ ARCHITECTURES = {a.name: a for a in (
     Architecture('gcn', 'graphs', poolings=('mean', 'sum'), standardise=False, schedule='constant'),
     Architecture('gcn-residual', 'bonds', poolings=('mean-max-sum', 'sum', 'mean')),
     Architecture('dmpnn', 'bonds', poolings=('sum', 'mean', 'mean-max-sum')),
-    *(Architecture(name, 'descriptors', settings=()) for name in REGRESSORS))}  # the first pooling is the default
+    Architecture('ridge', 'descriptors', settings=(), draws=False),
+    Architecture('gradient-boosting', 'descriptors', settings=()),
+    Architecture('gaussian-process', 'descriptors', settings=(), draws=False))}  # the first pooling is the default
 
 def make_network(
     architecture: str,

@@ -12,13 +12,17 @@ from .arguments import AXES, make_parser
 
 # %% ../nbs/41_cli.ipynb #bef4a8e4
 def _grid(args) -> 'Grid':  # noqa: F821
-    from bioai_esol.grid import Grid, load_grid
-    names = [*(a.replace('-', '_') for a in AXES), 'epochs', 'split', 'frac_train', 'frac_val', 'run_tag', 'workers', 'device']
+    from bioai_esol.grid import PRESETS, Grid, load_grid
+    names = [*(a.replace('-', '_') for a in AXES), 'epochs', 'schedule', 'standardise', 'split', 'frac_train', 'frac_val', 'run_tag', 'workers', 'device']
     given = {n: v for n in names if (v := getattr(args, n, None)) is not None}
     if args.command == 'train':
         from bioai_esol.training import TrainConfig
-        one = {k: v for k, v in TrainConfig().model_dump().items() if k.replace('_', '-') in AXES}
+        one = {k: v for k, v in TrainConfig().model_dump().items() if k.replace('_', '-') in AXES and k != 'pooling'}
         return Grid(**dict(run_tag='single', workers=1) | one | given)
+    if args.preset:
+        if args.grid: args.usage('give --preset or --grid, one of the two')
+        given = PRESETS[args.preset] | given
+        return Grid(**given | dict(run_tag=f"{given['run_tag']}.members"))
     return load_grid(args.grid, **given) if args.grid else Grid(**given)
 
 def _train_or_sweep(args) -> int:
@@ -30,7 +34,19 @@ def _train_or_sweep(args) -> int:
     print(f"{len(grid)} run{'s' * (len(grid) > 1)} of {grid.epochs} epochs on {dataset.name} ({len(dataset):,} molecules), run tag {grid.run_tag!r}, "
           f"{grid.workers} worker{'s' * (grid.workers > 1)}", flush=True)
     result = run_sweep(grid, dataset, args.tracking_uri, getattr(args, 'fresh', False))
-    return _tell_sweep(result)
+    said = _tell_sweep(result)
+    return _ensemble(result, args.tracking_uri) if said == 0 and getattr(args, 'preset', None) else said
+
+def _ensemble(result, tracking_uri: str | None) -> int:
+    from bioai_esol.ensemble import best_ensemble
+    run, tried = best_ensemble(result.run_tag, tracking_uri, tag := result.run_tag.replace('.members', ''))
+    shown = tried[tried.chosen | (tried.index < 5)]
+    shown = shown.assign(kinds=shown.kinds.map(' + '.join), chosen=shown.chosen.map({True: '← taken', False: ''}))
+    print('\nmeans of kinds of models; of all that are not clearly worse on the validation molecules than the lowest, the one of the most kinds:')
+    print(shown.to_string(index=False, float_format='{:.3f}'.format, header=['kinds', 'val_rmse', 'difference', 'low', 'high', '']))
+    print(f"{run['run_name']}: val_rmse {run['best_val_rmse']:.4f}, gap {run['generalisation_gap']:.3f}; run tag {tag!r}\n"
+          f"next: bioai-esol promote --run-tag {tag} --gap-threshold 0.6")
+    return 0
 
 def _tell_sweep(result) -> int:
     from bioai_esol.analysis import leaderboard

@@ -21,7 +21,8 @@ from .architectures import FittedModel, load_model
 from .configuration import TrainConfig, config_from, dataset_of
 from .data import BioaiError, Dataset, Settings
 from .lineage import lineage
-from .metrics import rmse
+from .metrics import paired_rmse_difference, rmse
+from .outbox import Outbox, Record, now
 from .store import Store, connect
 from .tracking import Writer, fetch_artifacts, run_row, runs_table, search
 from .training import Task, TrainResult, make_task, one_thread, result_of, train
@@ -126,11 +127,15 @@ def epochs_of(config: TrainConfig | EnsembleConfig) -> int:
 def choose_kinds(
     y: np.ndarray,                       # (n_val,) measured
     by_kind: Mapping[str, np.ndarray],   # architecture -> (n_val,) the mean of its runs
-) -> pd.DataFrame:                       # one row a combination, best first: `kinds`, `val_rmse`
-    "All combinations of kinds of models, by the validation RMSE of their mean."
-    rows = [dict(kinds=kinds, val_rmse=rmse(y, np.mean([by_kind[k] for k in kinds], axis=0)))
-            for n in range(1, len(by_kind) + 1) for kinds in itertools.combinations(sorted(by_kind), n)]
-    return pd.DataFrame(rows).sort_values('val_rmse', kind='stable', ignore_index=True)
+) -> pd.DataFrame:                       # one row a combination, lowest RMSE first: `kinds`, `val_rmse`, `difference` to the lowest with `low` and `high`, `chosen`
+    "All combinations of kinds of models, by the validation RMSE of their mean, and the one to take."
+    means = {kinds: np.mean([by_kind[k] for k in kinds], axis=0) for n in range(1, len(by_kind) + 1) for kinds in itertools.combinations(sorted(by_kind), n)}
+    first = min(means, key=lambda kinds: rmse(y, means[kinds]))
+    found = {kinds: paired_rmse_difference(y, p, means[first]) for kinds, p in means.items()}
+    table = pd.DataFrame([dict(kinds=k, val_rmse=rmse(y, means[k]), difference=d.value, low=d.low, high=d.high) for k, d in found.items()])
+    as_good = [k for k, d in found.items() if d.low <= 0]
+    best = max(as_good, key=lambda k: (len(k), -rmse(y, means[k])))
+    return table.assign(chosen=[k == best for k in table.kinds]).sort_values('val_rmse', kind='stable', ignore_index=True)
 
 # %% ../nbs/23_ensemble.ipynb #c3b4060a
 def _models(store: Store, runs: Sequence[dict]) -> list[FittedModel]:
@@ -159,20 +164,23 @@ def build_ensemble(
     config, dataset = EnsembleConfig(members=tuple(_members(runs))), dataset_of(runs[0])
     start, task = time.perf_counter(), make_any_task(dataset, config)
     result = combine(config, _models(store, runs), task, time.perf_counter() - start)
-    parents = search(store, kind='sweep', run_tag=run_tag or runs[0]['run_tag'])
-    tags = dict(run_tag=run_tag or runs[0]['run_tag'], kind='run', member_runs=','.join(run_ids)) | dict(note or {})
-    writer = Writer(store, task, tags | lineage(task), parents[-1].info.run_id if parents else None)
-    run = writer.open(writer.draft(config))
-    writer.close(run, result)
-    return run_row(store, run.run_id)
+    tags = dict(run_tag=run_tag or runs[0]['run_tag'], kind='run', member_runs=','.join(run_ids)) | dict(note or {}) | lineage(task)
+    writer = Writer(store, task, tags, _sweep_of(store, tags, runs[0]['run_tag']))
+    return run_row(store, writer.close(writer.draft(config), result))
 
+def _sweep_of(store: Store, tags: dict[str, str], members: str) -> str:  # run id
+    "The parent of the runs with this run tag; made when there is none."
+    if there := search(store, kind='sweep', run_tag=tags['run_tag']): return there[-1].info.run_id
+    with Outbox(store) as box:
+        return box.deliver(box.keep(Record(f"sweep {tags['run_tag']}", tags | dict(kind='sweep'), dict(ensemble_of=members), status='FINISHED', ended=now())))
 
 # %% ../nbs/23_ensemble.ipynb #7bd49b72
 def best_ensemble(
     run_tag: str,                      # the sweep
     tracking_uri: str | None = None,   # see `store.store_uri`
+    as_tag: str | None = None,         # run tag of the ensemble; the sweep's own when not given
 ) -> tuple[dict, pd.DataFrame]:        # the row of its run, and the table of `choose_kinds`
-    "The best combination of the kinds of a sweep, all seeds of each, as a run of that sweep; one that is there already is not made again."
+    "The combination of kinds that `choose_kinds` takes from a sweep, all seeds of each, as a run; one that is there already is not made again."
     store = connect(tracking_uri)
     table = runs_table(store, run_tag)
     single = table[(table.status == 'FINISHED') & (table.architecture != 'ensemble')].drop_duplicates('config_digest', keep='last')
@@ -183,9 +191,10 @@ def best_ensemble(
     with one_thread(): found = np.stack([m.predict(task.molecules)[0][task.split.val] for m in _models(store, single)])
     kinds = [r['architecture'] for r in single]
     tried = choose_kinds(task.y['val'], {k: np.mean([p for p, kind in zip(found, kinds) if kind == k], axis=0) for k in set(kinds)})
-    best = next(c for c in tried.kinds if sum(kinds.count(k) for k in c) > 1)
+    [best] = tried.kinds[tried.chosen]
     ids = [r['run_id'] for r in single if r['architecture'] in best]
-    for there in search(store, run_tag=run_tag, kind='run', member_runs=','.join(ids)):
+    if len(ids) < 2: raise BioaiError(f"of the sweep {run_tag!r} one run alone, {best[0]}, is better than every mean: 'bioai-esol promote --run-tag {run_tag}' takes it")
+    for there in search(store, run_tag=as_tag or run_tag, kind='run', member_runs=','.join(ids)):
         if there.info.status == 'FINISHED': return run_row(store, there.info.run_id), tried
-    considered = '; '.join(f"{' + '.join(k)} {v:.4f}" for k, v in tried.itertuples(index=False))
-    return build_ensemble(ids, tracking_uri, run_tag, dict(considered=considered[:4900])), tried
+    considered = '; '.join(f"{' + '.join(k)} {v:.4f}" for k, v in zip(tried.kinds, tried.val_rmse))
+    return build_ensemble(ids, tracking_uri, as_tag or run_tag, dict(considered=considered[:4900])), tried

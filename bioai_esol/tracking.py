@@ -78,11 +78,11 @@ class Writer:
                        status='FINISHED' if result.ok else 'FAILED', ended=now())
         return box.keep(done, (lambda folder: _write_files(folder, result, self.task)) if result.ok else None)
 
-    def close(self, run: Record, result: TrainResult):
+    def close(self, run: Record, result: TrainResult) -> str:  # run id
         "Write what a training gave; raises `StoreError` when the store is away, and the next command writes it."
         with Outbox(self.store) as box:
             entry = self.keep(box, run, result)
-            try: box.deliver(entry)
+            try: return box.deliver(entry)
             except StoreError as e: raise StoreError(f"{e}; the trained run is kept in {entry.parent}, the next sweep or promote writes it", e.code) from e
 
 def fail_run(store: Store, run_id: str, error: str, status: str = 'FAILED'):
