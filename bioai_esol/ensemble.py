@@ -127,7 +127,7 @@ def epochs_of(config: TrainConfig | EnsembleConfig) -> int:
 def choose_kinds(
     y: np.ndarray,                       # (n_val,) measured
     by_kind: Mapping[str, np.ndarray],   # architecture -> (n_val,) the mean of its runs
-) -> pd.DataFrame:                       # one row a combination, lowest RMSE first: `kinds`, `val_rmse`, `difference` to the lowest with `low` and `high`, `chosen`
+) -> pd.DataFrame:  # one row a combination, lowest RMSE first: `kinds`, `val_rmse`, its `difference` to the lowest with `low` and `high`, `chosen`
     "All combinations of kinds of models, by the validation RMSE of their mean, and the one to take."
     means = {kinds: np.mean([by_kind[k] for k in kinds], axis=0) for n in range(1, len(by_kind) + 1) for kinds in itertools.combinations(sorted(by_kind), n)}
     first = min(means, key=lambda kinds: rmse(y, means[kinds]))
@@ -193,7 +193,7 @@ def best_ensemble(
     tried = choose_kinds(task.y['val'], {k: np.mean([p for p, kind in zip(found, kinds) if kind == k], axis=0) for k in set(kinds)})
     [best] = tried.kinds[tried.chosen]
     ids = [r['run_id'] for r in single if r['architecture'] in best]
-    if len(ids) < 2: raise BioaiError(f"of the sweep {run_tag!r} one run alone, {best[0]}, is better than every mean: 'bioai-esol promote --run-tag {run_tag}' takes it")
+    if len(ids) < 2: raise BioaiError(f"one run of the sweep {run_tag!r} alone, {best[0]}, is better than every mean: promote that sweep")
     for there in search(store, run_tag=as_tag or run_tag, kind='run', member_runs=','.join(ids)):
         if there.info.status == 'FINISHED': return run_row(store, there.info.run_id), tried
     considered = '; '.join(f"{' + '.join(k)} {v:.4f}" for k, v in zip(tried.kinds, tried.val_rmse))
