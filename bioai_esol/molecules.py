@@ -132,7 +132,7 @@ def plot_scaffold_errors(
     table, family = found.head(k), _families(each, members)
     fig = new_figure(9.5, .55 * len(table) + 1.9, 'Whole families, or single molecules?')
     left, right = fig.subplots(1, 2, sharey=True)
-    fig.supxlabel(f"{_count(len(table), 'family')}, with their numbers of molecules{_left_out(found, k)}", fontsize='small', x=.01, ha='left')
+    fig.supxlabel(f"{_count(len(table), 'family')} (molecules in brackets){_left_out(found, k)}", fontsize='small', x=.01, ha='left')
     y = range(len(table))
     left.errorbar(table.rmse, y, xerr=[table.rmse - table.low, table.high - table.rmse], fmt='o', color=BLUE, capsize=4)
     left.axvline(np.sqrt((each.error ** 2).mean()), color='0.5', ls='--', lw=1)
