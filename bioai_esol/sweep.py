@@ -250,9 +250,8 @@ def _writers(store: Store, dataset: Dataset, configs: Sequence[TrainConfig], gri
 def _open_sweep(writer: Writer, grid: Grid) -> Record:
     "The parent run, with the grid's axes as parameters."
     def text(v): return f'{v:g}' if isinstance(v, (int, float)) else str(v)
-    given = {k: value for k, value in grid.model_dump(exclude_none=True).items() if value != (None,)}
-    axes = {k: ','.join(map(text, value)) if isinstance(value, tuple) else str(value) for k, value in given.items()}
-    axes['configurations'] = str(len(grid))
+    given = grid.model_dump(exclude_none=True) | dict(configurations=len(grid))
+    axes = {k: ','.join(map(text, v)) if isinstance(v, tuple) else str(v) for k, v in given.items() if v != (None,)}
     return writer.open(Record(f'sweep {grid.run_tag}', writer.tags | dict(kind='sweep', seen_alive=str(now())), axes))
 
 # %% ../nbs/22_sweep.ipynb #fda1f863
