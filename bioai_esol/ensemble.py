@@ -154,6 +154,7 @@ def build_ensemble(
     note: Mapping[str, str] | None = None,  # tags of the new run besides
 ) -> dict:                             # the row of the new run
     "The mean of finished runs as a run of its own; raises `BioaiError` when they do not belong together."
+    if len(run_ids) < 2: raise BioaiError(f"an ensemble needs two runs at least, not {len(run_ids)}")
     store = connect(tracking_uri)
     runs = [run_row(store, r) for r in run_ids]
     for r in runs:
@@ -183,6 +184,7 @@ def best_ensemble(
     "The combination of kinds that `choose_kinds` takes from a sweep, all seeds of each, as a run; one that is there already is not made again."
     store = connect(tracking_uri)
     table = runs_table(store, run_tag)
+    if not len(table): raise BioaiError(f"no runs with the run tag {run_tag!r} in {store.uri}")
     single = table[(table.status == 'FINISHED') & (table.architecture != 'ensemble')].drop_duplicates('config_digest', keep='last')
     if len(single) < 2: raise BioaiError(f"the sweep {run_tag!r} has {len(single)} finished runs of single models: an ensemble needs two at least")
     single = single.sort_values(['architecture', 'seed', 'best_val_rmse']).to_dict('records')

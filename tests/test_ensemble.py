@@ -70,6 +70,10 @@ def test_what_cannot_be_members(kinds, tmp_path):
         build_ensemble([runs.run_id[0], mean['run_id']], kinds)
     with pytest.raises(BioaiError, match='needs two at least'):
         best_ensemble('plain', kinds)
+    with pytest.raises(BioaiError, match="no runs with the run tag 'none'"):
+        best_ensemble('none', kinds)
+    with pytest.raises(BioaiError, match='two runs at least, not 1'):
+        build_ensemble(runs.run_id[:1], kinds)
     assert json.loads(mean['members'])[0].keys() >= {'architecture', 'seed'}
 
 
