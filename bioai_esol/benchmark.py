@@ -8,8 +8,8 @@ __all__ = ['CHAMPION', 'REFERENCE', 'PUBLISHED', 'BenchResult', 'data_key', 'kee
            'differences', 'report_of', 'run_benchmark']
 
 # %% ../nbs/39_benchmark.ipynb #b5af5297
-import hashlib, json, multiprocessing as mp, time
-from collections.abc import Mapping, Sequence
+import hashlib, json, multiprocessing as mp, signal, threading, time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from .grid import PRESETS, Grid, cores
 from .intervals import coverage
 from .metrics import bootstrap_rmse, fold_rmse_difference, mae, rmse
 from .split import Split, bench_splits, family, write_splits
-from .training import Task, TrainResult, train
+from .training import Task, TrainResult, _die_with_parent, train
 
 # %% ../nbs/39_benchmark.ipynb #c603c7f1
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class BenchResult:
     data: str                  # of `data_key`
     made_by: str               # the configuration's digest, or another program and its version
     command: str               # that trains it
-    val_rmse: float
+    val_rmse: float            # of the epoch that is taken
     cpu_seconds: float         # of all threads: reading the molecules, training and prediction
     predicted: list[float]     # (n_test,) in the order of `Split.test`
     half_widths: list[float] | None = None  # (n_test,) of the 90 % intervals; None where the model has none
@@ -45,10 +45,7 @@ def data_key(dataset: Dataset, split: Split) -> str:
     "Sixteen hexadecimal digits that name the table and its split."
     return hashlib.sha256(f'{dataset.version}|{split.digest}'.encode()).hexdigest()[:16]
 
-def keep_result(
-    folder: str | Path,   # of the benchmark
-    result: BenchResult,
-):
+def keep_result(folder: str | Path, result: BenchResult):
     "Write `results/SPLIT/MODEL.json`."
     file = Path(folder) / 'results' / result.split / f"{result.model.replace(' ', '-')}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +78,9 @@ def bench_models() -> dict[str, tuple[TrainConfig, ...]]:
 def command_of(configs: Sequence[TrainConfig]) -> str:
     "What to type to train a model on the scaffold split."
     if len(configs) > 1: return 'bioai-esol sweep --preset accurate'
-    [c], plain = configs, TrainConfig()
-    given = {k: v for k in c.has + ('seed',) * ARCHITECTURES[c.architecture].draws if (v := getattr(c, k)) != getattr(plain, k)}
-    own = TrainConfig(architecture=c.architecture)
-    given = {k: v for k, v in given.items() if k == 'architecture' or v != getattr(own, k)}
+    [c] = configs
+    default = dict(TrainConfig(architecture=c.architecture)) | dict(architecture=TrainConfig().architecture)
+    given = {k: v for k in c.has + ('seed',) * ARCHITECTURES[c.architecture].draws if (v := getattr(c, k)) != default[k]}
     return ' '.join(['bioai-esol train', *(f"--{k.replace('_', '-')} {v}" for k, v in given.items())])
 
 def _made_by(configs: Sequence[TrainConfig], version: str) -> str:
@@ -106,7 +102,7 @@ def judge_split(
     models: Mapping[str, Sequence[TrainConfig]],  # of `bench_models`
     reading: Mapping[str, float],                 # of `read_molecules`
     split: str,                                   # its name
-):  # yields a `BenchResult` for each model, as soon as it is there
+) -> Iterator[BenchResult]:  # one a model, as soon as it is there
     "Train models on one split; a configuration of several models is trained once."
     trained: dict[TrainConfig, tuple[TrainResult, float]] = {}
     for model, configs in models.items():
@@ -122,8 +118,10 @@ def judge_split(
         yield BenchResult(split, model, data_key(task.dataset, task.split), _made_by(configs, task.dataset.version), command_of(configs),
                           result.summary['best_val_rmse'], seconds, result.test_predictions.tolist(), result.half_widths.tolist())
 
-# %% ../nbs/39_benchmark.ipynb #9d5055ce
+# %% ../nbs/39_benchmark.ipynb #7ef17233
 def _work(folder: Path, dataset: Dataset, splits: dict[str, Split], models: dict, todo: list, done):
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever waits for this process ends it
     molecules, reading = read_molecules(dataset)
     for name, wanted in todo:
         for result in judge_split(Task(dataset, molecules, splits[name]), {m: models[m] for m in wanted}, reading, name):
@@ -163,7 +161,7 @@ def judge_all(
         kept = kept_results(folder, dataset, splits)
     return [r for (_, m), r in kept.items() if made_by.get(m, r.made_by) == r.made_by]
 
-# %% ../nbs/39_benchmark.ipynb #ac1b590c
+# %% ../nbs/39_benchmark.ipynb #ab93afe9
 def predictions_of(results: Sequence[BenchResult], dataset: Dataset) -> pd.DataFrame:
     "One row a split, model and test molecule; `row` is that of the table."
     splits = bench_splits(dataset)
@@ -191,7 +189,7 @@ def summary(figures: pd.DataFrame) -> pd.DataFrame:
                        interval_90=('interval_90', 'mean'), cpu_seconds=('cpu_seconds', 'mean'))
     return table.assign(coverage_90=table.covered / table.n_test).drop(columns='covered').reset_index()
 
-# %% ../nbs/39_benchmark.ipynb #21761dac
+# %% ../nbs/39_benchmark.ipynb #c0082dad
 def differences(
     predictions: pd.DataFrame,    # of `predictions_of`
     reference: str = REFERENCE,   # the candidate
@@ -201,7 +199,7 @@ def differences(
     out = []
     for (kind, model) in ((f, m) for f in ('scaffold', 'balanced', 'random') for m in wide.columns[3:] if m != reference):
         part = wide[wide.split.map(family) == kind]
-        if part[model].isna().any(): continue
+        if part.empty or part[[reference, model]].isna().any(axis=None): continue
         folds = [tuple(g[c].to_numpy() for c in ('log_solubility', reference, model)) for _, g in part.groupby('split')]
         found = fold_rmse_difference(folds)
         interval = dict(low=found.low, high=found.high) if not part.row.duplicated().any() else {}
@@ -209,7 +207,7 @@ def differences(
         out.append(dict(family=kind, model=model, difference=found.value, low=np.nan, high=np.nan) | interval | dict(better_on=better, splits=len(folds)))
     return pd.DataFrame(out)
 
-# %% ../nbs/39_benchmark.ipynb #ec3a2060
+# %% ../nbs/39_benchmark.ipynb #ea11da68
 PUBLISHED = (('Uni-Mol', .788, 'Zhou et al. 2023, https://openreview.net/forum?id=6K2RM6wVqKu'),
              ('GEM', .798, 'Fang et al. 2022, doi:10.1038/s42256-021-00438-4'),
              ('AttentiveFP', .877, 'Xiong et al. 2020, doi:10.1021/acs.jmedchem.9b00959'),
@@ -226,20 +224,21 @@ def _table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
 def _number(x: float, form: str = '.3f') -> str: return f'{x:{form}}' if pd.notna(x) else '–'
 
 def _all_splits(table: pd.DataFrame, order: list[str]) -> str:
-    cells = {(r.family, r.model): r for r in table.itertuples()}
+    cells = {(r.family, r.model): r for r in table.itertuples() if r.splits == (1 if r.family == 'scaffold' else 5)}  # means of equal splits
     def row(model):
         one, five, drawn = (cells.get((f, model)) for f in ('scaffold', 'balanced', 'random'))
-        def spread(r): return f'{r.test_rmse:.3f} ± {r.sd:.3f}' if r and r.splits == 5 else '–'
-        said = five or one
+        def spread(r): return f'{r.test_rmse:.3f} ± {r.sd:.3f}' if r else '–'
+        said = five or one or drawn
         return [model, _number(one.test_rmse) if one else '–', spread(five), spread(drawn), _number(said.test_mae), _number(said.coverage_90, '.1%'),
                 _number(said.interval_90, '.2f'), f'{said.cpu_seconds:.0f}']
-    return _table(['model', 'scaffold', 'balanced', 'random', 'test_mae', 'coverage_90', 'interval_90', 'CPU s'], map(row, order))
+    header = ['model', 'scaffold', 'balanced', 'random', 'test_mae', 'coverage_90', 'interval_90', 'CPU s']
+    return _table(header, [row(m) for m in order if any(model == m for _, model in cells)])
 
 def _scaffold(predictions: pd.DataFrame, commands: Mapping[str, str], published: Sequence[tuple]) -> str:
     rows = [(name, value, f'{value:.3f}', f'published: {source}') for name, value, source in published]
     for model, g in predictions[predictions.split == 'scaffold'].groupby('model'):
         found = bootstrap_rmse(g.log_solubility, g.predicted)
-        rows.append((model, found.value, f'{found.value:.3f} ({found.low:.2f} … {found.high:.2f})', f'`{commands[model]}`'))
+        rows.append((model, found.value, f'{found.value:.3f} ({found.low:.2f} … {found.high:.2f})', commands[model]))
     return _table(['model', 'test_rmse (95 %)', 'command, or source'], [(m, text, source) for m, _, text, source in sorted(rows, key=lambda r: r[1])])
 
 def _paired(found: pd.DataFrame, order: list[str]) -> str:
@@ -250,31 +249,30 @@ def _paired(found: pd.DataFrame, order: list[str]) -> str:
     rows = [[m, *(cell(cells.get((f, m))) for f in ('scaffold', 'balanced', 'random'))] for m in order if m != REFERENCE]
     return _table([f'{REFERENCE} −', 'scaffold', 'balanced', 'random'], rows)
 
-# %% ../nbs/39_benchmark.ipynb #ef6ea5ea
+# %% ../nbs/39_benchmark.ipynb #16adf392
 def report_of(
     results: Sequence[BenchResult],
     dataset: Dataset,
     command: str,          # that made it
 ) -> str:
     "Everything that was found, in Markdown."
-    predictions = predictions_of(results, dataset)
+    predictions, sizes = predictions_of(results, dataset), bench_splits(dataset)
     figures = figures_of(results, predictions)
-    table, sizes = summary(figures), bench_splits(dataset)
     rank = figures[figures.family == 'balanced'].groupby('model').test_rmse.mean()
     order = sorted(figures.model.unique(), key=lambda m: rank.get(m, np.inf))
     grid = figures.pivot(index='model', columns='split', values='test_rmse').reindex(columns=list(sizes)).loc[order]
     tested = sum(len(s.test) for name, s in sizes.items() if family(name) == 'balanced')
     published = PUBLISHED if dataset.version == esol().version else ()
-    commands = {r.model: r.command for r in results if r.split == 'scaffold'}
+    commands = {r.model: f'`{r.command}`' + f' ({r.made_by})' * (' ' in r.made_by) for r in results if r.split == 'scaffold'}
     return '\n\n'.join([
         f"`{command}`: {dataset.name}, {len(dataset):,} molecules; errors in log10 mol/L.",
         f"**Test RMSE on three families of splits** (mean ± standard deviation over five splits; the balanced folds test {tested} different molecules. "
         "test_mae, coverage and width of the 90 % intervals, and CPU seconds a split: on the balanced folds)",
-        _all_splits(table, order),
+        _all_splits(summary(figures), order),
         f"**Paired differences of test RMSE: {REFERENCE} − the other model** (mean over the splits, in brackets the 95 % bootstrap interval over molecules, "
         f"then on how many splits {REFERENCE} has the lower error; below zero, {REFERENCE} is better)",
         _paired(differences(predictions), order),
-        f"**The deterministic scaffold split, {len(sizes['scaffold'].test)} test molecules**" + (", with published figures" if published else ''),
+        f"**The deterministic scaffold split, {len(sizes['scaffold'].test)} test molecules**" + ' (published: the paper of the model)' * bool(published),
         _scaffold(predictions, commands, published),
         "**Test RMSE on each split**",
         _table(['model', *grid.columns], [[m, *map(_number, row)] for m, row in zip(grid.index, grid.to_numpy())]),

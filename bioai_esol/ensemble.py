@@ -201,7 +201,7 @@ def best_ensemble(
 
 # %% ../nbs/23_ensemble.ipynb #92ca4ee7
 def best_mean(
-    trained: Sequence[TrainResult],
+    trained: Sequence[TrainResult],  # single models
     task: Task,
 ) -> TrainResult:
     "The mean of the kinds that `choose_kinds` takes; one model, when it takes one alone."
