@@ -137,6 +137,7 @@ def _watch(processes: list, done, total: int):
                 if done.empty(): time.sleep(.1)
                 else: bar.update(bool(done.get()))
                 if any(p.exitcode for p in processes): raise BioaiError('a process of the benchmark failed, see above; what was finished is kept')
+    except KeyboardInterrupt: raise KeyboardInterrupt('interrupted; the same command continues where it stopped') from None
     finally:
         for p in processes:
             if p.pid: p.terminate(); p.join()

@@ -250,7 +250,7 @@ def main(
         return 2
     except KeyboardInterrupt as e:
         if args.debug: raise
-        print(f"bioai-esol {args.command}: {e or 'interrupted'}", file=sys.stderr)
+        print(f"bioai-esol {args.command}: {str(e) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `bioai-esol status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
