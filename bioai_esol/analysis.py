@@ -31,7 +31,7 @@ def varying(
     runs: pd.DataFrame,
 ) -> list[str]:
     "The axes that take more than one value in these runs."
-    return [a for a in AXES if runs[a].nunique() > 1]
+    return [a for a in AXES if a in runs and runs[a].nunique() > 1]  # models on descriptors alone have no `hidden_dim`
 
 def said(value) -> str:
     "A value of an axis as text; what an architecture does not have is a dash."
@@ -49,7 +49,7 @@ def leaderboard(
     k: int | None = None,  # how many; all when not given
 ) -> pd.DataFrame:         # one row a finished run, lowest best_val_rmse first
     "What varies, and the validation figures at the best and at the last epoch."
-    axes = varying(runs) or [a for a in AXES if runs[a].notna().any()]
+    axes = varying(runs) or [a for a in AXES if a in runs and runs[a].notna().any()]
     done = finished(runs).head(k)
     shown = done.assign(**{a: done[a].map(said).astype(object) for a in axes if done[a].isna().any()})
     columns = [*axes, 'best_val_rmse', 'best_epoch', 'val_rmse', 'generalisation_gap', 'val_r2']

@@ -147,6 +147,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('smiles', nargs='*', metavar='SMILES', help='molecules')
     p.add_argument('--input', metavar='CSV', help='a table with a column smiles')
     p.add_argument('--output', metavar='CSV', help='write the table with the predictions here')
+    p.add_argument('--explain', metavar='FOLDER', help='draw each molecule with its atoms coloured by what they contribute, one SVG a molecule, '
+                                                      'into this folder: 0.svg for the first')
     p.add_argument('--json', action='store_true', help='print the predictions as JSON')
     p = command('report', 'write a sweep and its decision as one HTML file',
                 'With its figures inside, to be read anywhere; it is also logged to the sweep in MLflow.')

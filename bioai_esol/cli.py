@@ -184,13 +184,31 @@ def _read_smiles(args) -> 'pd.DataFrame':  # noqa: F821
 def _predict(args) -> int:
     table = _read_smiles(args)
     from bioai_esol.serving import load_champion
-    found = load_champion(args.tracking_uri).predict(table['smiles'].tolist())
+    champion = load_champion(args.tracking_uri)
+    found = champion.predict(table['smiles'].tolist())
     out = table.assign(**{c: found[c].values for c in found.columns if c != 'smiles'})
     if args.output: _write_csv(out, args.output)
+    if args.explain: print(_explain(champion, found, args.explain), file=sys.stderr if args.json else sys.stdout)
     if args.json: print(_json(out.to_dict('records')))
     elif args.output: print(f"{len(out)} molecules, {(found.error != '').sum()} with an error, written to {args.output}")
-    else: print(out.to_string(index=False, formatters=dict(log_solubility='{:.3f}'.format, solubility_mol_per_l='{:.3g}'.format)))
+    else:
+        digits = dict(log_solubility='{:.3f}', low='{:.3f}', high='{:.3f}', solubility_mol_per_l='{:.3g}', similarity='{:.2f}')
+        shown = out if (found.error != '').any() else out.drop(columns='error')
+        print(shown.to_string(index=False, formatters={c: text.format for c, text in digits.items()}))
     return 2 if len(found) and (found.error != '').all() else 0
+
+def _explain(champion, found, folder: str) -> str:
+    "Draws what each atom contributes; says how many drawings were written."
+    from pathlib import Path
+    from bioai_esol.data import DataError
+    from bioai_esol.explanation import contributions, draw_contributions
+    def ask(smiles): return champion.predict(smiles)['log_solubility']
+    good = found[found.error == ''].smiles
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for row, s in good.items(): (Path(folder) / f'{row}.svg').write_text(draw_contributions(s, contributions(s, ask)), encoding='utf-8')
+    except OSError as e: raise DataError(f"cannot write {e.filename or folder}: {e.strerror or e}") from None
+    return f"{len(good)} drawing{'s' * (len(good) != 1)} of {len(found)} molecule{'s' * (len(found) != 1)} written to {folder}"
 
 # %% ../nbs/41_cli.ipynb #4cfbe90d
 def _server(args) -> int:

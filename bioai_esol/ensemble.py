@@ -193,7 +193,7 @@ def best_ensemble(
     tried = choose_kinds(task.y['val'], {k: np.mean([p for p, kind in zip(found, kinds) if kind == k], axis=0) for k in set(kinds)})
     [best] = tried.kinds[tried.chosen]
     ids = [r['run_id'] for r in single if r['architecture'] in best]
-    if len(ids) < 2: raise BioaiError(f"one run of the sweep {run_tag!r} alone, {best[0]}, is better than every mean: promote that sweep")
+    if len(ids) < 2: raise BioaiError(f"one run alone, {best[0]}, is better than every mean: 'bioai-esol promote --run-tag {run_tag}' can take it")
     for there in search(store, run_tag=as_tag or run_tag, kind='run', member_runs=','.join(ids)):
         if there.info.status == 'FINISHED': return run_row(store, there.info.run_id), tried
     considered = '; '.join(f"{' + '.join(k)} {v:.4f}" for k, v in zip(tried.kinds, tried.val_rmse))

@@ -149,7 +149,7 @@ def choose_candidate(
     if len(eligible):
         chosen = eligible.iloc[0].to_dict()
         passed_over = int(eligible.index[0])
-        why = (f"{chosen.get('run_name')}: lowest best_val_rmse ({chosen['best_val_rmse']:.4f}) of {len(eligible)} eligible among {len(runs)} runs; "
+        why = (f"{chosen.get('run_name')}: lowest best_val_rmse ({chosen['best_val_rmse']:.4f}) of {len(eligible)} eligible among {len(runs)} run{'s' * (len(runs) != 1)}; "
                f"final gap {chosen['generalisation_gap']:.3f}, final val_r2 {chosen['val_r2']:.3f}"
                + (f"; {passed_over} run{'s' * (passed_over > 1)} with a lower best_val_rmse did not pass" if passed_over else ''))
         return Choice(judged, chosen, why, None, floor)
@@ -157,7 +157,8 @@ def choose_candidate(
             if all(x.passed or x.name == 'gap' for x in rs) and _number(r, 'generalisation_gap') is not None]
     smallest = math.floor(min(gaps) * 1000 + 1) / 1000 if gaps else None  # the rule is strict: the next thousandth above
     way = f"a gap threshold of {smallest:.3f} would admit one" if smallest is not None else 'no gap threshold would admit one'
-    return Choice(judged, None, f"none of {len(runs)} runs passes every rule; {way}", smallest, floor)
+    none = f"none of {len(runs)} runs passes every rule" if len(runs) != 1 else 'the only run does not pass every rule'
+    return Choice(judged, None, f"{none}; {way}", smallest, floor)
 
 def as_retrained(
     run: Mapping,       # a row of a sweep

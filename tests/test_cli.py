@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import time
+from xml.etree import ElementTree
 
 import pytest
 from conftest import PROGRAM, fresh
@@ -121,6 +122,24 @@ def test_predict_in_another_process(program, here, crowned, tmp_path):
     one_line(here('predict', '--input', tmp_path / 'absent.csv', cwd=crowned), 2, 'absent.csv')
     (tmp_path / 'wrong.csv').write_text('molecule\nCCO\n')
     one_line(here('predict', '--input', tmp_path / 'wrong.csv', cwd=crowned), 2, "no column 'smiles'")
+
+
+def test_predict_prints_what_fits_and_draws_why(here, crowned, tmp_path):
+    header, row = here('predict', 'CCO', cwd=crowned).stdout.splitlines()
+    cells = dict(zip(header.split(), row.split()))
+    assert list(cells) == ['smiles', 'log_solubility', 'low', 'high', 'unit', 'solubility_mol_per_l', 'similarity', 'domain', 'model_version']
+    assert [len(cells[c].split('.')[1]) for c in ('log_solubility', 'low', 'high', 'similarity')] == [3, 3, 3, 2]
+    drawings = tmp_path / 'new' / 'drawings'
+    done = here('predict', 'CCO', '../C1CC', 'C', '--explain', drawings, cwd=crowned)
+    assert done.returncode == 0 and f'2 drawings of 3 molecules written to {drawings}' in done.stdout, done.stderr
+    assert 'cannot read' in done.stdout and 'error' in done.stdout
+    assert sorted(p.name for p in drawings.iterdir()) == ['0.svg', '2.svg']
+    legends = [ElementTree.parse(p).getroot().findall('{*}text')[-1].text for p in sorted(drawings.iterdir())]
+    assert legends[0].startswith('blue: more soluble') and legends[1].startswith('no colours')
+    done = here('predict', 'CCO', '--json', '--explain', drawings, cwd=crowned)
+    assert len(json.loads(done.stdout)) == 1 and '1 drawing of 1 molecule written' in done.stderr
+    (tmp_path / 'file').touch()
+    one_line(here('predict', 'CCO', '--explain', tmp_path / 'file', cwd=crowned), 2, 'cannot write', 'file', 'exists')
 
 
 def test_status_history_and_rollback(here, crowned):

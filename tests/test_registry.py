@@ -108,7 +108,7 @@ def test_no_candidate_is_a_decision_too(uri, tmp_path):
     done = promote('a', Policy(gap_threshold=1e-6), uri)
     assert not done.approved
     [entry] = history(uri).to_dict('records')
-    assert (entry['action'], entry['outcome'], entry['version']) == ('promote', 'refused', None) and 'none of 1 runs' in entry['reason']
+    assert (entry['action'], entry['outcome'], entry['version']) == ('promote', 'refused', None) and 'the only run does not pass' in entry['reason']
     assert connect(uri).client.get_run(entry['run_id']).data.tags['kind'] == 'sweep'
     assert list((tmp_path / 'mlartifacts').glob(f"{entry['run_id']}/artifacts/decisions/*-promote.json"))
     assert len(status(uri)) == 0
