@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .bonds import BondBatch
-from .model import BlockDropout, Network, linear, total, uniform
+from .model import BlockDropout, Network, total, uniform
 from .residual import drop, head, pool, pooled_dim
 
 # %% ../nbs/08_dmpnn.ipynb #2e27b3aa
@@ -32,7 +32,9 @@ class DMPNN(Network):
                 'gather.bias': (d,), 'hidden.weight': (pooled_dim(d, self.pooling), d), 'hidden.bias': (d,), 'head.weight': (d,), 'head.bias': (1,)}
 
     def init(self, name, shape, generator):
-        return uniform(shape, self.hidden_dim ** -0.5, generator) if name == 'head.weight' else linear(name, shape, generator)
+        inputs = dict(input=self.n_atom + self.n_bond, atom=self.n_atom + self.hidden_dim, gather=self.n_atom + self.hidden_dim,
+                      hidden=pooled_dim(self.hidden_dim, self.pooling)).get(name.split('.')[0], self.hidden_dim)
+        return uniform(shape, inputs ** -0.5, generator)
 
     def forward(self, params: dict[str, Tensor], batch: BondBatch, dropout: BlockDropout | None = None) -> Tensor:
         K = len(params['head.bias'])

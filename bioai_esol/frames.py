@@ -38,7 +38,7 @@ def _tag(store: Store, run_tag: str | None) -> str:
     "The run tag that is meant; raises `BioaiError` with what there is, or what to run."
     there = list(dict.fromkeys(r.data.tags['run_tag'] for r in search(store, kind='sweep')))
     if not there: raise BioaiError(f"no sweep in {store.uri}: run 'bioai-esol sweep' (or 'make run') first")
-    if run_tag in (None, *there): return run_tag or newest_run_tag(store) or there[-1]
+    if run_tag in (None, *there): return run_tag or newest_run_tag(store, ensembles=False) or there[-1]
     raise BioaiError(f"no sweep with the run tag {run_tag!r} in {store.uri} (run tags: {', '.join(there)})")
 
 @contextlib.contextmanager

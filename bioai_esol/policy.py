@@ -149,8 +149,8 @@ def choose_candidate(
     if len(eligible):
         chosen = eligible.iloc[0].to_dict()
         passed_over = int(eligible.index[0])
-        why = (f"{chosen.get('run_name')}: lowest best_val_rmse ({chosen['best_val_rmse']:.4f}) of {len(eligible)} eligible among {len(runs)} run{'s' * (len(runs) != 1)}; "
-               f"final gap {chosen['generalisation_gap']:.3f}, final val_r2 {chosen['val_r2']:.3f}"
+        why = (f"{chosen.get('run_name')}: lowest best_val_rmse ({chosen['best_val_rmse']:.4f}) of {len(eligible)} eligible "
+               f"among {len(runs)} run{'s' * (len(runs) != 1)}; final gap {chosen['generalisation_gap']:.3f}, final val_r2 {chosen['val_r2']:.3f}"
                + (f"; {passed_over} run{'s' * (passed_over > 1)} with a lower best_val_rmse did not pass" if passed_over else ''))
         return Choice(judged, chosen, why, None, floor)
     gaps = [_number(r, 'generalisation_gap') for r, rs in zip(rows, rules)

@@ -223,9 +223,13 @@ def run_row(store: Store, run_id: str) -> dict:
         raise StoreError(f"run {run_id} in {store.uri} was deleted: 'mlflow runs restore --run-id {run_id}' brings it back", 'RESOURCE_DOES_NOT_EXIST')
     return _row(run)
 
-def newest_run_tag(store: Store) -> str | None:
+def newest_run_tag(
+    store: Store,
+    ensembles: bool = True,  # does an ensemble count, which is a run alone under its tag?
+) -> str | None:
     "The run_tag of the sweep that was started last, None where there is none; one that only repeats another with other seeds does not count."
-    sweeps = [r for r in search(store, kind='sweep') if 'repeats' not in r.data.params]
+    others = {'repeats'} if ensembles else {'repeats', 'ensemble_of'}
+    sweeps = [r for r in search(store, kind='sweep') if not others & r.data.params.keys()]
     return sweeps[-1].data.tags['run_tag'] if sweeps else None
 
 # %% ../nbs/19_tracking.ipynb #6a39b1c0
