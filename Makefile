@@ -5,10 +5,10 @@ READY  := .venv/.ready
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help env run demo test test-long check bench lab docs server
+.PHONY: help env run demo test test-long check bench bench-accuracy lab docs server
 
 help:            ## this list
-	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 23
 
 $(READY): constraints.txt pyproject.toml
 	@echo "building the environment in .venv/ from constraints.txt: some minutes and about 2 GB, once"
@@ -44,6 +44,9 @@ check: $(READY)  ## drift between notebooks, package and README; lint
 
 bench: $(READY)  ## speed: the engine beside a plain loop, the whole sweep, growth; about half an hour
 	@$(BIN)/python benchmarks/speed.py --output benchmarks/speed.md
+
+bench-accuracy: $(READY) ## accuracy: every kind of model on eleven splits; Chemprop too, after benchmarks/chemprop.py; ten minutes
+	@$(BIN)/bioai-esol benchmark --output benchmarks/accuracy
 
 # a notebook runs in its own folder, where the file of a store named sqlite:///mlflow.db would be another one
 lab: $(READY)    ## JupyterLab on the analysis notebooks, with the store of `make run`; on 127.0.0.1, Ctrl-C twice stops it

@@ -229,6 +229,11 @@ def _report(args) -> int:
     print(f"report: {write_report(args.run_tag, args.output, args.tracking_uri)}")
     return 0
 
+def _benchmark(args) -> int:
+    from bioai_esol.benchmark import run_benchmark
+    print(run_benchmark(args.output, args.data, args.skip_bad_rows, args.workers), end='')
+    return 0
+
 def _serve(args) -> int:
     from bioai_esol.endpoint import serve
     return serve(args.port, args.tracking_uri)
@@ -242,7 +247,8 @@ def _migrate(args) -> int:
 
 # %% ../nbs/41_cli.ipynb #af8706be
 _COMMANDS = dict(train=_train_or_sweep, sweep=_train_or_sweep, promote=_promote, rollback=_rollback, archive=_life, restore=_life, alias=_life, status=_status,
-                 history=_history, compare=_compare, predict=_predict, report=_report, server=_server, doctor=_doctor, serve=_serve, migrate=_migrate)
+                 history=_history, compare=_compare, predict=_predict, report=_report, server=_server, doctor=_doctor, serve=_serve, migrate=_migrate,
+                 benchmark=_benchmark)
 
 def _terminate(*_): raise KeyboardInterrupt  # a polite kill ends a sweep as Ctrl-C does: nothing is left open
 
@@ -262,7 +268,7 @@ def main(
         return 2
     except KeyboardInterrupt as e:
         if args.debug: raise
-        print(f"bioai-esol {args.command}: {e or 'interrupted'}", file=sys.stderr)
+        print(f"bioai-esol {args.command}: {str(e) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `bioai-esol status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EnsembleConfig', 'any_config', 'combine', 'train_any', 'make_any_task', 'epochs_of', 'choose_kinds', 'build_ensemble',
-           'best_ensemble']
+           'best_ensemble', 'best_mean']
 
 # %% ../nbs/23_ensemble.ipynb #1ed540a3
 import hashlib, itertools, json, tempfile, time
@@ -200,3 +200,19 @@ def best_ensemble(
         if there.info.status == 'FINISHED': return run_row(store, there.info.run_id), tried
     considered = '; '.join(f"{' + '.join(k)} {v:.4f}" for k, v in zip(tried.kinds, tried.val_rmse))
     return build_ensemble(ids, tracking_uri, as_tag or run_tag, dict(considered=considered[:4900])), tried
+
+# %% ../nbs/23_ensemble.ipynb #92ca4ee7
+def best_mean(
+    trained: Sequence[TrainResult],  # single models
+    task: Task,
+) -> TrainResult:
+    "The mean of the kinds that `choose_kinds` takes; one model, when it takes one alone."
+    trained = sorted(trained, key=lambda r: (r.config.architecture, r.config.seed))
+    with one_thread(): found = np.stack([r.model.predict(task.molecules)[0][task.split.val] for r in trained])
+    kinds = np.array([r.config.architecture for r in trained])
+    tried = choose_kinds(task.y['val'], {k: found[kinds == k].mean(axis=0) for k in sorted(set(kinds))})
+    [best] = tried.kinds[tried.chosen]
+    members = [r for r in trained if r.config.architecture in best]
+    if len(members) == 1: return members[0]
+    config = EnsembleConfig(members=tuple(r.config.stopped(r.summary['best_epoch']) for r in members))
+    return combine(config, [r.model for r in members], task)

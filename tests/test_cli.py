@@ -38,7 +38,7 @@ def test_help_is_quick_and_names_the_commands(program, here):
     done = program('--help')
     assert done.returncode == 0 and time.perf_counter() - start < 5  # its limit is one second; loaded machines get room
     commands = ('train', 'sweep', 'promote', 'rollback', 'archive', 'restore', 'alias', 'status', 'history', 'compare', 'predict', 'report', 'server', 'doctor',
-                'serve', 'migrate')
+                'serve', 'migrate', 'benchmark')
     for word in (*commands, 'Exit status'):
         assert word in done.stdout
     for command in commands:
