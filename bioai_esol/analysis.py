@@ -264,7 +264,7 @@ def stability(
     "How a metric moves from seed to seed; raises `BioaiError` when no configuration has two."
     from scipy.stats import t
     done = finished(runs)
-    done = done.assign(name=configuration_names(done))
+    done = done.assign(name=configuration_names(done)).drop_duplicates(['name', 'seed'])  # the same training twice is the same figures twice
     table = done.groupby('name')[metric].agg(seeds='count', mean='mean', sd='std', best='min', worst='max').query('seeds > 1')
     if not len(table): raise BioaiError(f"none of {done.name.nunique()} configurations was trained with two seeds: see 'grid.Repeats'")
     half = t.ppf(.975, table.seeds - 1) * table.sd / np.sqrt(table.seeds)
@@ -277,7 +277,8 @@ def rank_agreement(
 ) -> Interval:                        # mean over pairs of seeds, with the lowest and the highest pair
     "Spearman's rank correlation of the configurations between seeds: 1 when every seed ranks them alike, 0 when one says nothing of another."
     done = finished(runs)
-    between = done.assign(name=configuration_names(done)).pivot(index='name', columns='seed', values=metric).dropna().corr(method='spearman').to_numpy()
+    once = done.assign(name=configuration_names(done)).drop_duplicates(['name', 'seed'])
+    between = once.pivot(index='name', columns='seed', values=metric).dropna().corr(method='spearman').to_numpy()
     pairs = between[np.triu_indices_from(between, 1)]
     if not len(pairs) or np.isnan(pairs).any(): raise BioaiError('ranks of seeds can be compared when two configurations or more have two seeds or more')
     return Interval(float(pairs.mean()), float(pairs.min()), float(pairs.max()), 1.)
