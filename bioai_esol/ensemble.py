@@ -144,6 +144,10 @@ def _models(store: Store, runs: Sequence[dict]) -> list[FittedModel]:
         with tempfile.TemporaryDirectory() as folder: out.append(load_model(fetch_artifacts(store, r['run_id'], Path(folder))))
     return out
 
+def _tried(kinds: Sequence[str], models: Sequence[FittedModel], task: Task) -> pd.DataFrame:  # of `choose_kinds`
+    with one_thread(): found = np.stack([m.predict(task.molecules)[0][task.split.val] for m in models])
+    return choose_kinds(task.y['val'], {k: np.mean([p for p, kind in zip(found, kinds) if kind == k], axis=0) for k in sorted(set(kinds))})
+
 def _members(runs: Sequence[dict]) -> list[TrainConfig]:
     return [config_from(r).stopped(int(r['best_epoch'])) for r in runs]
 
@@ -190,9 +194,7 @@ def best_ensemble(
     single = single.sort_values(['architecture', 'seed', 'best_val_rmse']).to_dict('records')
     config, dataset = EnsembleConfig(members=tuple(_members(single))), dataset_of(single[0])
     task = make_any_task(dataset, config)
-    with one_thread(): found = np.stack([m.predict(task.molecules)[0][task.split.val] for m in _models(store, single)])
-    kinds = [r['architecture'] for r in single]
-    tried = choose_kinds(task.y['val'], {k: np.mean([p for p, kind in zip(found, kinds) if kind == k], axis=0) for k in set(kinds)})
+    tried = _tried([r['architecture'] for r in single], _models(store, single), task)
     [best] = tried.kinds[tried.chosen]
     ids = [r['run_id'] for r in single if r['architecture'] in best]
     if len(ids) < 2: raise BioaiError(f"one run alone, {best[0]}, is better than every mean: 'bioai-esol promote --run-tag {run_tag}' can take it")
@@ -208,9 +210,7 @@ def best_mean(
 ) -> TrainResult:
     "The mean of the kinds that `choose_kinds` takes; one model, when it takes one alone."
     trained = sorted(trained, key=lambda r: (r.config.architecture, r.config.seed))
-    with one_thread(): found = np.stack([r.model.predict(task.molecules)[0][task.split.val] for r in trained])
-    kinds = np.array([r.config.architecture for r in trained])
-    tried = choose_kinds(task.y['val'], {k: found[kinds == k].mean(axis=0) for k in sorted(set(kinds))})
+    tried = _tried([r.config.architecture for r in trained], [r.model for r in trained], task)
     [best] = tried.kinds[tried.chosen]
     members = [r for r in trained if r.config.architecture in best]
     if len(members) == 1: return members[0]
