@@ -27,7 +27,7 @@ class Lab:
         page.locator('#jp-main-statusbar').get_by_text(re.compile(r'\| Idle$')).wait_for(timeout=60_000)  # what is run before is dropped without a word
         return page
 
-    def run_all(self, page, seconds=120):
+    def run_all(self, page, seconds=300):
         "Run → Run All Cells, and wait until every cell has been; a cell that fails is an error here, with its traceback."
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_role('menuitem', name='Run All Cells', exact=True).click()

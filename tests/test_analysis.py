@@ -40,7 +40,7 @@ def shown(outputs, kind):
     ('sweep_analysis', 5, ['12 FINISHED', 'The lowest final val_rmse', 'Seeds agree on the order of these 5']),
     ('hyperparameter_effects', 4, ['12 finished runs', 'The forest explains', 'On this data']),
     ('promotion', 3, ['Champion is version 2', 'Champion is version 1 again', 'test RMSE is']),
-    ('error_analysis', 3, ['test RMSE', 'The worst five', 'Spearman']),
+    ('error_analysis', 4, ['test RMSE', 'The worst five', 'Spearman']),
 ])
 def test_a_notebook_reads_top_to_bottom(name, figures, said, folder, monkeypatch):
     outputs = executed(name, uri_of(folder), monkeypatch)
