@@ -282,8 +282,7 @@ def _train_all(store: Store, grid: Grid, writers: dict[tuple, Writer], todo: lis
     "The part of a sweep that takes time; an interruption closes the open runs and says how to go on."
     parent = _open_sweep(next(iter(writers.values())), grid)
     writers = {key: replace(w, parent=parent.run_id) for key, w in writers.items()}
-    cut = blocks(todo, grid.workers)
-    progress = _Progress(cut, reused)
+    progress = _Progress(cut := blocks(todo, grid.workers), reused)
     with Outbox(store) as box, _Interruption() as interruption:
         sweep = _Sweep(cut, writers, device, log := Delivery(store, box, progress, interruption.sleep), progress, interruption)
         try:
