@@ -257,14 +257,18 @@ def observations(
     return pd.DataFrame(rows)
 
 # %% ../nbs/24_analysis.ipynb #06ca22bf
+def _once(runs: pd.DataFrame) -> pd.DataFrame:
+    "The finished runs with the `name` of their configuration; the same training twice is the same figures twice, and counts once."
+    done = finished(runs)
+    return done.assign(name=configuration_names(done)).drop_duplicates(['name', 'seed'])
+
 def stability(
     runs: pd.DataFrame,               # of several seeds
     metric: str = 'best_val_rmse',
 ) -> pd.DataFrame:                    # one row a configuration, lowest mean first: `name`, `seeds`, `mean`, `sd`, `low`, `high`, `best`, `worst`
     "How a metric moves from seed to seed; raises `BioaiError` when no configuration has two."
     from scipy.stats import t
-    done = finished(runs)
-    done = done.assign(name=configuration_names(done)).drop_duplicates(['name', 'seed'])  # the same training twice is the same figures twice
+    done = _once(runs)
     table = done.groupby('name')[metric].agg(seeds='count', mean='mean', sd='std', best='min', worst='max').query('seeds > 1')
     if not len(table): raise BioaiError(f"none of {done.name.nunique()} configurations was trained with two seeds: see 'grid.Repeats'")
     half = t.ppf(.975, table.seeds - 1) * table.sd / np.sqrt(table.seeds)
@@ -276,9 +280,7 @@ def rank_agreement(
     metric: str = 'best_val_rmse',
 ) -> Interval:                        # mean over pairs of seeds, with the lowest and the highest pair
     "Spearman's rank correlation of the configurations between seeds: 1 when every seed ranks them alike, 0 when one says nothing of another."
-    done = finished(runs)
-    once = done.assign(name=configuration_names(done)).drop_duplicates(['name', 'seed'])
-    between = once.pivot(index='name', columns='seed', values=metric).dropna().corr(method='spearman').to_numpy()
+    between = _once(runs).pivot(index='name', columns='seed', values=metric).dropna().corr(method='spearman').to_numpy()
     pairs = between[np.triu_indices_from(between, 1)]
     if not len(pairs) or np.isnan(pairs).any(): raise BioaiError('ranks of seeds can be compared when two configurations or more have two seeds or more')
     return Interval(float(pairs.mean()), float(pairs.min()), float(pairs.max()), 1.)

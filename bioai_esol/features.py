@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['N_FEATURES', 'featurise', 'read_graph', 'Sparse', 'Batch', 'normalised', 'stretches', 'MolecularGraphs', 'pack',
-           'pack_dataset', 'slice_rows', 'cut', 'merge_atoms']
+           'slice_rows', 'cut', 'merge_atoms']
 
 # %% ../nbs/03_features.ipynb #f918c1ba
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data import DataError, Dataset, parse_smiles
+from .data import DataError, parse_smiles
 
 
 # %% ../nbs/03_features.ipynb #cf3c2270
@@ -149,10 +149,6 @@ def pack(
     y = torch.zeros(len(graphs)) if y is None else torch.as_tensor(y, dtype=torch.float32)
     if y.shape != n_atoms.shape: raise ValueError(f"{len(graphs)} molecules but targets of shape {tuple(y.shape)}")
     return MolecularGraphs(ax, y, n_atoms, n_edges, degree, col, weight)
-
-def pack_dataset(dataset: Dataset) -> MolecularGraphs:
-    "All molecules of a data set with their targets."
-    return pack(dataset.smiles, dataset.y)
 
 # %% ../nbs/03_features.ipynb #48c65c0a
 def slice_rows(index: Tensor, weight: Tensor, offsets: Tensor, rows: slice, shift: int, n_cols: int) -> Sparse:
