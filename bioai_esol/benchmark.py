@@ -23,6 +23,7 @@ from .data import BioaiError, DataError, Dataset, esol, load_dataset
 from .ensemble import best_mean
 from .grid import PRESETS, Grid, cores
 from .intervals import coverage
+from .lineage import code_digest, machine
 from .metrics import bootstrap_rmse, fold_rmse_difference, mae, rmse
 from .split import Split, bench_splits, family, write_splits
 from .training import Task, TrainResult, _die_with_parent, train
@@ -34,7 +35,7 @@ class BenchResult:
     split: str                 # name of the split
     model: str                 # name of the model
     data: str                  # of `data_key`
-    made_by: str               # the configuration's digest, or another program and its version
+    made_by: str               # digest of configuration, code and libraries, or another program and its version
     command: str               # that trains it
     val_rmse: float            # of the epoch that is taken
     cpu_seconds: float         # of all threads: reading the molecules, training and prediction
@@ -84,7 +85,7 @@ def command_of(configs: Sequence[TrainConfig]) -> str:
     return ' '.join(['bioai-esol train', *(f"--{k.replace('_', '-')} {v}" for k, v in given.items())])
 
 def _made_by(configs: Sequence[TrainConfig], version: str) -> str:
-    return hashlib.sha256('|'.join(c.digest(version) for c in configs).encode()).hexdigest()[:16]
+    return hashlib.sha256('|'.join([code_digest(), *machine().values(), *(c.digest(version) for c in configs)]).encode()).hexdigest()[:16]
 
 # %% ../nbs/39_benchmark.ipynb #09f73c89
 def read_molecules(dataset: Dataset) -> tuple[Molecules, dict[str, float]]:  # and the CPU seconds of each way of reading them
@@ -209,11 +210,11 @@ def differences(
     return pd.DataFrame(out)
 
 # %% ../nbs/39_benchmark.ipynb #ea11da68
-PUBLISHED = (('Uni-Mol', .788, 'Zhou et al. 2023, https://openreview.net/forum?id=6K2RM6wVqKu'),
-             ('GEM', .798, 'Fang et al. 2022, doi:10.1038/s42256-021-00438-4'),
-             ('AttentiveFP', .877, 'Xiong et al. 2020, doi:10.1021/acs.jmedchem.9b00959'),
-             ('GROVER-large', .895, 'Rong et al. 2020, arXiv:2007.02835'),
-             ('D-MPNN', 1.050, 'Yang et al. 2019, doi:10.1021/acs.jcim.9b00237'))  # (model, test RMSE on ESOL's scaffold split, paper of the model)
+PUBLISHED = (('Uni-Mol', .788, .029, 'Zhou et al. 2023, https://openreview.net/forum?id=6K2RM6wVqKu'),
+             ('GEM', .798, .029, 'Fang et al. 2022, doi:10.1038/s42256-021-00438-4'),
+             ('AttentiveFP', .877, .029, 'Xiong et al. 2020, doi:10.1021/acs.jmedchem.9b00959'),
+             ('GROVER-large', .895, .017, 'Rong et al. 2020, arXiv:2007.02835'),
+             ('D-MPNN', 1.050, .008, 'Yang et al. 2019, doi:10.1021/acs.jcim.9b00237'))  # model; test RMSE: mean, sd; the model's paper
 
 def _table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     "A table in Markdown whose columns stand under each other in a terminal too."
@@ -236,11 +237,11 @@ def _all_splits(table: pd.DataFrame, order: list[str]) -> str:
     return _table(header, [row(m) for m in order if any(model == m for _, model in cells)])
 
 def _scaffold(predictions: pd.DataFrame, commands: Mapping[str, str], published: Sequence[tuple]) -> str:
-    rows = [(name, value, f'{value:.3f}', f'published: {source}') for name, value, source in published]
+    rows = [(name, mean, f'{mean:.3f} ± {sd:.3f}', f'published; the model: {paper}') for name, mean, sd, paper in published]
     for model, g in predictions[predictions.split == 'scaffold'].groupby('model'):
         found = bootstrap_rmse(g.log_solubility, g.predicted)
         rows.append((model, found.value, f'{found.value:.3f} ({found.low:.2f} … {found.high:.2f})', commands[model]))
-    return _table(['model', 'test_rmse (95 %)', 'command, or source'], [(m, text, source) for m, _, text, source in sorted(rows, key=lambda r: r[1])])
+    return _table(['model', 'test_rmse', 'command, or paper'], [(m, text, source) for m, _, text, source in sorted(rows, key=lambda r: r[1])])
 
 def _paired(found: pd.DataFrame, order: list[str]) -> str:
     cells = {(r.family, r.model): r for r in found.itertuples()}
@@ -258,12 +259,11 @@ def report_of(
 ) -> str:
     "Everything that was found, in Markdown."
     predictions, sizes = predictions_of(results, dataset), bench_splits(dataset)
-    figures = figures_of(results, predictions)
+    figures, published = figures_of(results, predictions), PUBLISHED if dataset.version == esol().version else ()
     rank = figures[figures.family == 'balanced'].groupby('model').test_rmse.mean()
     order = sorted(figures.model.unique(), key=lambda m: rank.get(m, np.inf))
     grid = figures.pivot(index='model', columns='split', values='test_rmse').reindex(columns=list(sizes)).loc[order]
     tested = sum(len(s.test) for name, s in sizes.items() if family(name) == 'balanced')
-    published = PUBLISHED if dataset.version == esol().version else ()
     commands = {r.model: f'`{r.command}`' + f' ({r.made_by})' * (' ' in r.made_by) for r in results if r.split == 'scaffold'}
     return '\n\n'.join([
         f"`{command}`: {dataset.name}, {len(dataset):,} molecules; errors in log10 mol/L.",
@@ -273,7 +273,8 @@ def report_of(
         f"**Paired differences of test RMSE: {REFERENCE} − the other model** (mean over the splits, in brackets the 95 % bootstrap interval over molecules, "
         f"then on how many splits {REFERENCE} has the lower error; below zero, {REFERENCE} is better)",
         _paired(differences(predictions), order),
-        f"**The deterministic scaffold split, {len(sizes['scaffold'].test)} test molecules**" + ' (published: the paper of the model)' * bool(published),
+        f"**The deterministic scaffold split, {len(sizes['scaffold'].test)} test molecules** (in brackets the 95 % bootstrap interval over molecules"
+        + '; published: mean ± standard deviation of three runs, as compared by Wu et al., NeurIPS 2024, Table 3' * bool(published) + ')',
         _scaffold(predictions, commands, published),
         "**Test RMSE on each split**",
         _table(['model', *grid.columns], [[m, *map(_number, row)] for m, row in zip(grid.index, grid.to_numpy())]),
