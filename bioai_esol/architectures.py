@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rdkit import rdBase
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .bonds import BondGraphs, Vocabulary, cut_bonds, pack_bonds
 from .data import DataError
-from .descriptors import descriptor_table
+from .descriptors import DESCRIPTORS, descriptor_table
 from .dmpnn import DMPNN
 from .features import MolecularGraphs, cut, pack
 from .model import GCN, Network, predict_batch
@@ -117,6 +118,7 @@ class FittedModel:
         elif self.architecture not in ARCHITECTURES: raise ValueError(f"unknown architecture {self.architecture!r}")
         elif ARCHITECTURES[self.architecture].is_network: self.network().join(_own(self.weights))
         elif not self.weights: raise ValueError('no fitted numbers')
+        else: self._columns()
 
     def predict(self,
                 molecules: Molecules,
@@ -125,9 +127,16 @@ class FittedModel:
         if self.architecture == 'ensemble': return self._mean_of_members(molecules)
         constant = np.full(len(molecules), self.info.get('spread', np.nan))
         if not ARCHITECTURES[self.architecture].is_network:
-            mean, spread = REGRESSORS[self.architecture].predict(molecules.descriptors, self.weights)
+            mean, spread = REGRESSORS[self.architecture].predict(np.take(molecules.descriptors, self._columns(), axis=1), self.weights)
             return mean, constant if spread is None else spread
         return self._by_network(molecules), constant
+
+    def _columns(self) -> list[int]:
+        "Where the descriptors that a regressor was fitted to stand in this RDKit's list; raises `ValueError` when it lacks one."
+        at = {name: i for i, name in enumerate(DESCRIPTORS)}
+        if lost := [name for name in self.info['descriptors'] if name not in at]:
+            raise ValueError(f"it reads the descriptor {lost[0]}, which RDKit {rdBase.rdkitVersion} lacks; its run's tag version.rdkit names one that has it")
+        return [at[name] for name in self.info['descriptors']]
 
     def _mean_of_members(self, molecules: Molecules) -> tuple[np.ndarray, np.ndarray]:
         means, spreads = (np.stack(x) for x in zip(*(m.predict(molecules) for m in self.members)))  # (n_members, n)

@@ -96,7 +96,7 @@ def combine(
     weights = {f'{i}/{n}': t for i, m in enumerate(models) for n, t in m.weights.items()}
     with one_thread(): return result_of(config, info, weights, task, seconds)
 
-_OF_MEMBERS = ('architecture', 'hidden_dim', 'pooling', 'n_features', 'vocabulary', 'spread')
+_OF_MEMBERS = ('architecture', 'hidden_dim', 'pooling', 'n_features', 'vocabulary', 'descriptors', 'spread')
 
 def train_any(
     config: TrainConfig | EnsembleConfig,

@@ -22,7 +22,7 @@ from .architectures import ARCHITECTURES, FittedModel, Molecules, batches, make_
 from .bonds import Vocabulary
 from .configuration import TrainConfig, make_split, split_key
 from .data import ConfigError, Dataset
-from .descriptors import fingerprint, similarity
+from .descriptors import DESCRIPTORS, fingerprint, similarity
 from .features import MolecularGraphs, merge_atoms
 from .intervals import coverage, domain_limit, half_width, scores
 from .metrics import mae, r2, rmse
@@ -225,7 +225,7 @@ def result_of(
 def _fit_regressor(config: TrainConfig, task: Task) -> TrainResult:
     start = time.perf_counter()
     weights = REGRESSORS[config.architecture].fit(task.molecules.descriptors[task.split.train], task.y['train'], config.seed)
-    result = result_of(config, dict(architecture=config.architecture), weights, task, 0.)
+    result = result_of(config, dict(architecture=config.architecture, descriptors=list(DESCRIPTORS)), weights, task, 0.)
     return replace(result, seconds=time.perf_counter() - start)
 
 # %% ../nbs/14_training.ipynb #21168837
