@@ -39,16 +39,23 @@ def _keep_memory():
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
+def _flushes() -> bool:
+    "Does this thread take subnormal numbers as zero?"
+    return not (torch.tensor([1e-40]) * 1).count_nonzero()
+
 @contextmanager
 def one_thread():
-    "Compute with one thread: the way work is divided among threads changes the last bits of a sum."
+    "Compute with one thread, since the way work is divided among threads changes the last bits of a sum; subnormal numbers are zero in it."
     import scipy.linalg  # noqa: F401  # a library that is loaded later would not be limited
     _keep_memory()
-    before = torch.get_num_threads()
+    before, flushed = torch.get_num_threads(), _flushes()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     try:
         with threadpool_limits(1, 'blas'): yield
-    finally: torch.set_num_threads(before)
+    finally:
+        torch.set_flush_denormal(flushed)
+        torch.set_num_threads(before)
 
 # %% ../nbs/06_model.ipynb #cb84e923
 class BlockDropout:
