@@ -12,6 +12,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+from bioai_esol.store import connect, store_uri
+
+URI = store_uri(None)  # now, because the modules of the tests forget what the variable says
+
 from browser import remember, started
 from lab import jupyterlab, slider
 
@@ -21,7 +25,6 @@ from bioai_esol.frames import load_predictions, load_runs
 from bioai_esol.molecules import plot_intervals, plot_predictions
 from bioai_esol.policy import Policy, choose_candidate
 from bioai_esol.promotion import champion_run
-from bioai_esol.store import connect, store_uri
 
 NOTEBOOK, LIMIT = 'analysis/sweep_analysis.ipynb', 300_000
 
@@ -61,11 +64,10 @@ def save(name: str, png: bytes):
 
 
 if __name__ == '__main__':
-    uri = store_uri(None)
-    for name, fig in figures(uri).items():
+    for name, fig in figures(URI).items():
         out = io.BytesIO()
         fig.savefig(out, format='png', dpi=150)
         save(name, out.getvalue())
         if not (ROOT / 'nbs/images/explorer.png').exists():
             save('explorer', out.getvalue())  # the notebook shows it, and must find something there the first time
-    save('explorer', explorer(uri))
+    save('explorer', explorer(URI))

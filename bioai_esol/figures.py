@@ -60,8 +60,9 @@ def _labelled(ax: Axes, rows: pd.DataFrame, named: Mapping[str, str], x: str, y:
         text, colour, shift = ' and\n'.join(_MARKS[r][0] for r in played), *_MARKS[main][1:]
         shift = (shifts or {}).get(main, shift)
         row = rows.loc[run_id]
+        centred = abs(shift[0]) < 20 and row[x] > rows[x].quantile(.2)  # else it would lie across the axis
         ax.scatter(row[x], row[y], s=130, facecolors='none', edgecolors=colour, lw=2, zorder=5, gid=f'ring {main}')
-        ax.annotate(text, (row[x], row[y]), xytext=shift, textcoords='offset points', ha='center' if abs(shift[0]) < 20 else 'left', va='center', color=colour,
+        ax.annotate(text, (row[x], row[y]), xytext=shift, textcoords='offset points', ha='center' if centred else 'left', va='center', color=colour,
                     weight='bold' if main == 'chosen' else None, fontsize='small', arrowprops=dict(arrowstyle='-', color=colour, lw=.8, shrinkB=6), zorder=6,
                     bbox=dict(fc='white', ec='none', pad=1, alpha=.8))
 

@@ -63,9 +63,9 @@ def _measured(ax: Axes, table: pd.DataFrame, worst: int, interval: Interval):
     ax.plot(lim, lim, color='0.6', lw=1)
     ax.scatter(table.log_solubility[worst:], table.predicted[worst:], s=16, color=BLUE, alpha=.7, lw=0, gid='molecules')
     ax.scatter(table.log_solubility[:worst], table.predicted[:worst], s=60, color=ORANGE, ec='black', lw=.6, gid='worst')
-    for i, row in enumerate(table.head(worst).itertuples(), 1):
-        beside = ((7, 4), (7, -12), (-14, 4), (-14, -12))[i % 4]  # neighbours in the order lie near each other
-        ax.annotate(str(i), (row.log_solubility, row.predicted), xytext=beside, textcoords='offset points', weight='bold')
+    for i, at in enumerate(both[:worst], 1):
+        away = at - min(np.delete(both[:worst], i - 1, axis=0), key=lambda other: np.hypot(*(at - other)), default=at - 1)  # its number stands there
+        ax.annotate(str(i), at, xytext=12 * away / (np.hypot(*away) or 1), textcoords='offset points', ha='center', va='center', weight='bold')
     plain(ax, xlim=lim, ylim=lim, xlabel='measured logS (log10 mol/L)', ylabel='predicted logS (log10 mol/L)', aspect='equal')
     ax.set_title(f'RMSE {interval}, {_count(len(table))}', fontsize='small', loc='left')
 
