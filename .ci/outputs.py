@@ -26,6 +26,7 @@ def run(path: Path):
             for o in cell.outputs:
                 text = str(o.get('text', '')) + ''.join(str(v) for kind, v in o.get('data', {}).items() if kind.startswith('text/'))
                 assert str(Path.home()) not in text and str(ROOT) not in text, f'{path.name} shows a path of this machine: {text[:300]}'
+    notebook.metadata.pop('widgets', None)  # what the kernel knew of the sliders
     nbformat.write(notebook, path)
     print(f'{path.relative_to(ROOT)}: {sum("image/png" in o.get("data", {}) for c in notebook.cells for o in c.get("outputs", []))} figures')
 
