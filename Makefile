@@ -42,7 +42,7 @@ test-long: $(READY) ## five hundred random lives of a registry; about half an ho
 check: $(READY)  ## drift between notebooks, package and README; lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ./.ci/check
 
-bench: $(READY)  ## speed: the engine beside a plain loop, the whole sweep, growth; about half an hour
+bench: $(READY)  ## speed: the engine beside a plain loop, the whole sweep, growth; ten minutes to half an hour
 	@$(BIN)/python benchmarks/speed.py --output benchmarks/speed.md
 
 bench-accuracy: $(READY) ## accuracy: every kind of model on eleven splits; Chemprop too, after benchmarks/chemprop.py; ten minutes
