@@ -267,12 +267,12 @@ def stability(
     metric: str = 'best_val_rmse',
 ) -> pd.DataFrame:                    # one row a configuration, lowest mean first: `name`, `seeds`, `mean`, `sd`, `low`, `high`, `best`, `worst`
     "How a metric moves from seed to seed; raises `BioaiError` when no configuration has two."
-    from scipy.stats import t
     done = _once(runs)
-    table = done.groupby('name')[metric].agg(seeds='count', mean='mean', sd='std', best='min', worst='max').query('seeds > 1')
+    of = done.groupby('name')[metric]
+    table = of.agg(seeds='count', mean='mean', sd='std', best='min', worst='max').query('seeds > 1')
     if not len(table): raise BioaiError(f"none of {done.name.nunique()} configurations was trained with two seeds: see 'grid.Repeats'")
-    half = t.ppf(.975, table.seeds - 1) * table.sd / np.sqrt(table.seeds)
-    table = table.assign(low=table['mean'] - half, high=table['mean'] + half).sort_values('mean').reset_index()
+    found = [bootstrap_mean(of.get_group(name)) for name in table.index]
+    table = table.assign(low=[i.low for i in found], high=[i.high for i in found]).sort_values('mean').reset_index()
     return table[['name', 'seeds', 'mean', 'sd', 'low', 'high', 'best', 'worst']]
 
 def rank_agreement(
