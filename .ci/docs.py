@@ -53,8 +53,11 @@ def readme() -> str:
 
 def stage():
     "Processed notebooks, pictures and configuration under _proc/, with page names and links as the site has them."
+    from nbdev import processors
     from nbdev.config import get_config
     from nbdev.serve import proc_nbs
+    names = processors._def_names
+    processors._def_names = lambda *args: names(*args)[::-1]  # nbdev puts each right behind its cell, so that the last would stand first
     settings = get_config()
     home, files = re.escape(settings.doc_host + settings.doc_baseurl), f'{settings.git_url}/blob/{settings.branch}'
     shutil.rmtree(PROC, ignore_errors=True)

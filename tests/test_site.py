@@ -148,6 +148,7 @@ def test_every_argument_is_explained(read, module):
     page = read[f'{module}.html']
     tables = {title: (rows, text) for title, rows, text in page['tables']}
     assert len(page['sources']) >= len(tables)
+    assert [title for title in tables if title in public(module)] == list(public(module)), 'in the order of the source'
     for name, thing in public(module).items():
         rows, text = tables[name]
         told = [row[0] for row in rows if row[0] != 'returns']
