@@ -53,6 +53,15 @@ def test_a_notebook_reads_top_to_bottom(name, figures, said, folder, monkeypatch
         assert len(shown(outputs, 'application/vnd.jupyter.widget-view+json')) >= 3  # the explorer, the browser, the live view
 
 
+def test_effects_of_a_few_runs_of_several_kinds(here, tmp_path, monkeypatch):
+    "As after the preset `accurate`: what eight runs cannot say is said, and the rest is shown."
+    done = here('sweep', '--architecture', 'ridge,gradient-boosting', '--seed', '1,2', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    outputs = executed('hyperparameter_effects', uri_of(tmp_path), monkeypatch)
+    assert '3 finished runs' in '\n'.join(shown(outputs, 'text/markdown')) and len(shown(outputs, 'image/png')) == 3
+    assert 'ten runs are needed' in '\n'.join(o.get('text', '') for o in outputs)
+
+
 @pytest.mark.parametrize('name', ['sweep_analysis', 'hyperparameter_effects', 'promotion', 'error_analysis'])
 def test_with_no_runs_a_notebook_says_what_to_run(name, tmp_path, monkeypatch):
     with pytest.raises(CellExecutionError) as e:
