@@ -26,7 +26,7 @@ from .intervals import coverage
 from .lineage import code_digest, machine
 from .metrics import bootstrap_rmse, fold_rmse_difference, mae, rmse
 from .split import Split, bench_splits, family, write_splits
-from .training import Task, TrainResult, _die_with_parent, train
+from .training import Task, _die_with_parent, train
 
 # %% ../nbs/39_benchmark.ipynb #c603c7f1
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def judge_split(
     split: str,                                   # its name
 ) -> Iterator[BenchResult]:  # one a model, as soon as it is there
     "Train models on one split; a configuration of several models is trained once."
-    trained: dict[TrainConfig, tuple[TrainResult, float]] = {}
+    trained, made_by = {}, {m: _made_by(configs, task.dataset.version) for m, configs in models.items()}  # the code as it is now, whatever is edited meanwhile
     for model, configs in models.items():
         for c in configs:
             if c in trained: continue
@@ -116,7 +116,7 @@ def judge_split(
         result = best_mean([trained[c][0] for c in configs], task) if len(configs) > 1 else trained[configs[0]][0]
         seconds = time.process_time() - start + sum(trained[c][1] for c in configs)
         seconds += sum(reading[reads] for reads in {ARCHITECTURES[c.architecture].reads for c in configs})
-        yield BenchResult(split, model, data_key(task.dataset, task.split), _made_by(configs, task.dataset.version), command_of(configs),
+        yield BenchResult(split, model, data_key(task.dataset, task.split), made_by[model], command_of(configs),
                           result.summary['best_val_rmse'], seconds, result.test_predictions.tolist(), result.half_widths.tolist())
 
 # %% ../nbs/39_benchmark.ipynb #7ef17233

@@ -33,10 +33,11 @@ def code_version(
     if not tracked: return {}
     return dict(code_version=commit, git_commit=commit, git_dirty=str(bool(_git(package, 'status', '--porcelain'))).lower())
 
+@cache
 def code_digest(
     package: Path | None = None,  # the folder of the package; ours when not given
 ) -> str:
-    "Sixteen hexadecimal digits that name what the package's modules say, committed or not."
+    "Sixteen hexadecimal digits that name what the package's modules say, committed or not, when a process first asks."
     modules = sorted((package or Path(bioai_esol.__file__).parent).glob('*.py'))
     return hashlib.sha256(b''.join(file.read_bytes() for file in modules)).hexdigest()[:16]
 
