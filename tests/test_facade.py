@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, copied, sweep_here, uri_of
+from helpers import ROOT, copied
 from quick import EASY
 
 import bioai_esol as esol

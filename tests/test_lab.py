@@ -5,7 +5,7 @@ import subprocess
 
 import nbformat
 import pytest
-from conftest import PROGRAM, fresh, uri_of
+from helpers import PROGRAM, fresh, uri_of
 from lab import figure, jupyterlab, slider, until, wrong
 
 SWEEP = ['--hidden-dim', '32,64', '--lr', '1e-2,3e-3', '--batch-size', '32', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '100']  # the gaps differ

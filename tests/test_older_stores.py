@@ -8,7 +8,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from conftest import ROOT, uri_of
+from helpers import ROOT, uri_of
 from helpers import readdress
 
 import bioai_esol as esol
