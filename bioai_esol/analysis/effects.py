@@ -151,10 +151,12 @@ def _chosen_in_words(judged: pd.DataFrame, chosen: pd.Series) -> str:
     runs = finished_runs(judged)
     lower = int((runs.best_val_rmse < chosen.best_val_rmse).sum())
     above = chosen.best_val_rmse - runs.best_val_rmse.min()
-    return (f"Chosen is **{chosen.run_name}**: of the {int(judged.eligible.sum())} runs that pass every rule it has "
-            f"the lowest best_val_rmse, {chosen.best_val_rmse:.3f} ({above:.3f} above the lowest of all; "
-            f"{lower} lower run{'s' * (lower != 1)} did not pass). Its gap is {chosen.generalisation_gap:.3f}, its "
-            f"final R² {chosen.val_r2:.3f}, {runs.val_r2.max() - chosen.val_r2:.3f} below the best.")
+    eligible = int(judged.eligible.sum())
+    rank = 'the only run that passes'
+    if eligible > 1: rank = f'it has the lowest best_val_rmse of the {eligible} runs that pass'
+    return (f"Chosen is **{chosen.run_name}**: {rank} every rule, {chosen.best_val_rmse:.3f} "
+            f"({above:.3f} above the lowest of all; {lower} lower run{'s' * (lower != 1)} did not pass). "
+            f"Its gap is {chosen.generalisation_gap:.3f}, its final R² {chosen.val_r2:.3f}, {runs.val_r2.max() - chosen.val_r2:.3f} below the best.")
 
 # %% ../../nbs/analysis/01_effects.ipynb #ef0c0003
 def explain_choice(

@@ -240,6 +240,10 @@ def _filter(runs: pd.DataFrame, axis: str) -> widgets.Dropdown:
     values = sorted(runs[axis].dropna().unique())
     return _dropdown(axis, [(_ALL, _ALL), *((format_value(value), value) for value in values)])
 
+def _picker() -> widgets.SelectMultiple:
+    return widgets.SelectMultiple(description='runs', rows=10, style=dict(description_width='7em'),
+                                  layout=dict(width='min(100%, 52em)'))
+
 def _line(run: object) -> str:  # a row of `runs.load_runs`
     "A run in the list: its name, and what it came to."
     if run.status != 'FINISHED': return f'{run.run_name}: {run.status}'
@@ -255,8 +259,7 @@ class _RunList(_Panel):
         self.histories = histories
         self.filters = {axis: _filter(runs, axis) for axis in varying_axes(runs)}
         self.sort = _dropdown('sort by', SORTS)
-        self.picked = widgets.SelectMultiple(description='runs', rows=10, style=dict(description_width='7em'),
-                                             layout=dict(width='min(100%, 52em)'))
+        self.picked = _picker()
         choices = [*self.filters.values(), self.sort]
         for control in choices: control.observe(lambda change: self.offer(), 'value')
         self.offer()

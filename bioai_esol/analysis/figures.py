@@ -336,9 +336,10 @@ def plot_parallel(
     table = finished_runs(runs)
     axes = varying_axes(table)
     top = max(1, round(share * len(table)))
-    fig = new_figure(3.9, f'What do the best {top} of {len(table)} runs share?')
+    title = f'What do the best {top} of {len(table)} runs share?' if top > 1 else f'The best of {len(table)} runs'
+    fig = new_figure(3.9, title)
     ax = fig.subplots()
-    counts = dict(rest=f'others ({len(table) - top})', top=f'best {top}', chosen='chosen')
+    labels = dict(rest=f'others ({len(table) - top})', top=f'best {top}', chosen='chosen')
     drawn = set()
     for i, heights in enumerate(_heights(table, axes, seed)):
         kind = 'top' if i < top else 'rest'
@@ -346,7 +347,7 @@ def plot_parallel(
         _draw_line(ax, heights, kind)
         drawn.add(kind)
     _name_values(ax, table, axes)
-    handles = [Line2D([], [], label=text, **_LINES[kind]) for kind, text in counts.items() if kind in drawn]
+    handles = [Line2D([], [], label=text, **_LINES[kind]) for kind, text in labels.items() if kind in drawn]
     legend_below(fig, handles)
     return fig
 
@@ -374,7 +375,7 @@ def plot_stability(
     handles.append(ax.errorbar(table['mean'], table.index, xerr=reach, fmt='|', color='black', ms=16, mew=2, capsize=4,
                                lw=1, zorder=0, label='mean, 95 %'))
     ax.set_yticks(table.index, table.name)
-    ax.invert_yaxis()
+    ax.set_ylim(len(table) - .5, -.5)
     legend_below(fig, handles, columns=6)
     return fig
 

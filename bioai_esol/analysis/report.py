@@ -20,6 +20,8 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 import bioai_esol
+
+# %% ../../nbs/analysis/06_report.ipynb #06e00013
 from .effects import (
     AXES, beliefs, common_values, effects, explain_choice, finished_runs, format_value, importance, leaderboard,
     role_table, run_roles, varying_axes)
@@ -84,13 +86,13 @@ a { color: #0b5c8a; } nav a { margin-right: 1rem; } .facts { color: #555; font-s
 img { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .82rem; margin: 1rem 0; max-width: 100%; }
 th, td { padding: .25rem .55rem; text-align: right; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
-td { font-variant-numeric: tabular-nums; } td.text, th.text { text-align: left; overflow-wrap: anywhere; }
-.card { border: 1px solid #cbd5dc; border-left: 6px solid #0173b2; border-radius: 4px; padding: .4rem 1.2rem; margin: 1rem 0; }
+td { font-variant-numeric: tabular-nums; } td.text, th.text { text-align: left; overflow-wrap: break-word; }
+.card { border: 1px solid #cbd5dc; border-left: 6px solid #0173b2; padding: .4rem 1.2rem; margin: 1rem 0; }
 .card .headline { font-size: 1.25rem; font-weight: 600; margin: .6rem 0; }
 .card th { text-align: left; font-weight: 400; color: #555; white-space: nowrap; } .card td { text-align: left; }
 .card table { font-size: .95rem; margin: .5rem 0; }
-@media (max-width: 40rem) { table { display: block; overflow-x: auto; } .card table { display: table; } }
-@media print { body { font-size: 11px; max-width: none; margin: 0; } figure, tr { break-inside: avoid; } nav { display: none; } }
+@media (max-width: 40rem) { table { display: block; overflow-x: auto; } .card th { white-space: normal; } }
+@media print { body { font-size: 11px; max-width: none; } figure, tr { break-inside: avoid; } nav { display: none; } }
 '''
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00002
@@ -98,15 +100,19 @@ _PAGE = Environment(autoescape=True).from_string('''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title><style>{{ style }}</style></head><body><h1>{{ title }}</h1>
 <section class="card"><p class="headline">{{ card.headline }}</p>
-{% if card.rows %}<table>{% for k, v in card.rows %}<tr><th>{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}</table>{% endif %}
+{% if card.rows %}<table>{% for k, v in card.rows %}
+<tr><th>{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}</table>{% endif %}
 {% for t in card.decided %}<p>{{ t }}</p>{% endfor %}
-{% if card.careful %}<p>Be careful:</p><ul>{% for t in card.careful %}<li>{{ t }}</li>{% endfor %}</ul>{% endif %}</section>
+{% if card.careful %}<p>Be careful:</p><ul>{% for t in card.careful %}
+<li>{{ t }}</li>{% endfor %}</ul>{% endif %}</section>
 <nav>{% for s in sections %}<a href="#s{{ loop.index }}">{{ s.title }}</a>{% endfor %}</nav>
 {% for s in sections %}<h2 id="s{{ loop.index }}">{{ s.title }}</h2>
 {% for p in s.parts %}{% if p.figure %}
 <figure><img alt="{{ p.alt }}" src="data:image/png;base64,{{ p.figure }}"></figure>
-{% elif p.rows %}<table><thead><tr>{% for c in p.columns %}<th class="{{ p.kind[loop.index0] }}">{{ c }}</th>{% endfor %}
-</tr></thead><tbody>{% for r in p.rows %}<tr>{% for v in r %}<td class="{{ p.kind[loop.index0] }}">{{ v }}</td>{% endfor %}
+{% elif p.rows %}<table><thead><tr>
+{% for c in p.columns %}<th class="{{ p.kind[loop.index0] }}">{{ c }}</th>{% endfor %}
+</tr></thead><tbody>{% for r in p.rows %}<tr>
+{% for v in r %}<td class="{{ p.kind[loop.index0] }}">{{ v }}</td>{% endfor %}
 </tr>{% endfor %}</tbody></table>
 {% elif p.points %}<ul>{% for t in p.points %}<li>{{ t }}</li>{% endfor %}</ul>{% else %}<p>{{ p.text }}</p>{% endif %}
 {% endfor %}{% endfor %}<p class="facts">{{ facts }}<br>{{ made }}</p></body></html>
@@ -155,7 +161,8 @@ def _former(store: Store, entries: pd.DataFrame, run: Mapping) -> dict | str:
     ids = entries.run_id[(entries.version == versions[-2]) & entries.run_id.notna()]
     try: former = run_row(store, ids.iloc[-1])
     except StoreError as e: return f'version {versions[-2]}: {e}'
-    if former.get('split_digest') != run.get('split_digest'): return f'version {versions[-2]}, tested on other molecules'
+    if former.get('split_digest') != run.get('split_digest'):
+        return f'version {versions[-2]}, tested on other molecules'
     return former | dict(version=versions[-2])
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00007
@@ -172,7 +179,8 @@ def champion_of(
 
 def _former_in_words(former: dict | str) -> str:
     if isinstance(former, str): return former
-    return f"version {former['version']}: RMSE {former['test_rmse']:.3f}, R² {former['test_r2']:.3f} on the same molecules"
+    quality = f"RMSE {former['test_rmse']:.3f}, R² {former['test_r2']:.3f}"
+    return f"version {former['version']}: {quality} on the same molecules"
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00008
 def _quality(champion: Champion) -> list[tuple[str, str]]:
@@ -180,7 +188,8 @@ def _quality(champion: Champion) -> list[tuple[str, str]]:
     y = champion.predictions.log_solubility
     p = champion.predictions.predicted
     error = bootstrap_rmse(y, p)
-    return [('Error on test molecules', f'RMSE {error.value:.3f} log10 units (95 % {error.low:.3f} … {error.high:.3f})'),
+    rmse = f'RMSE {error.value:.3f} log10 units (95 % {error.low:.3f} … {error.high:.3f})'
+    return [('Error on test molecules', rmse),
             ('', f'mean absolute error {mae(y, p):.3f}, R² {r2(y, p):.3f}, {len(y)} molecules'),
             ('Always answering with their mean', f'RMSE {y.std(ddof=0):.3f}'),
             ('Champion before it', _former_in_words(champion.former))]
@@ -226,8 +235,8 @@ def _choice_part(choice: Choice, policy: Policy) -> list[dict]:
     table = role_table(choice.runs, chosen).drop(columns='reason').reset_index()
     table['eligible'] = table.eligible.map({True: 'yes', False: 'no'})
     settings = ', '.join(f'{name}={value}' for name, value in policy.model_dump().items())
-    return [_picture(figure, 'every run against both gates of the policy'), _points(explain_choice(choice.runs, chosen)),
-            _table(table), dict(text=f'Policy: {settings}.')]
+    return [_picture(figure, 'every run against both gates of the policy'),
+            _points(explain_choice(choice.runs, chosen)), _table(table), dict(text=f'Policy: {settings}.')]
 
 def _importance_part(runs: pd.DataFrame) -> dict:
     try: table = importance(runs)
@@ -260,7 +269,7 @@ def _champion_part(champion: Champion | None) -> list[dict]:
     if champion is None: return [dict(text='There is no champion yet.')]
     predictions = champion.predictions
     parts = [dict(text='The test molecules had no part in the choice.'),
-             _picture(plot_predictions(predictions), 'predicted against measured solubility, the worst molecules drawn'),
+             _picture(plot_predictions(predictions), 'predicted against measured logS, the worst molecules drawn'),
              _picture(plot_scaffold_errors(predictions), 'error by scaffold')]
     if has_intervals(predictions): parts.append(_picture(plot_intervals(predictions), 'intervals and measured values'))
     return parts
@@ -277,7 +286,7 @@ def _words_part(runs: pd.DataFrame, policy: Policy) -> list[dict]:
         'molecules are learned from, test molecules are looked at when the choice is made.',
         'generalisation_gap: validation RMSE minus training RMSE at the last epoch; the larger, the more a model has '
         f'learned its training molecules by heart. It must be below {policy.gap_threshold:g}.',
-        f'R² gate: the validation R² at the last epoch must be within {policy.r2_tolerance:.0%} of the best of all runs.',
+        f'R² gate: the validation R² at the last epoch must be within {policy.r2_tolerance:.0%} of the best of all.',
         '95 % (low … high): the interval in which the value lies if molecules, or runs, had been drawn anew.'])]
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000d
@@ -288,7 +297,7 @@ def _sections(store: Store, runs: pd.DataFrame, found: Verdict, champion: Champi
     compared = runs[runs.run_id.isin(run_roles(choice.runs, chosen).values())]
     histories = load_histories(compared, tracking_uri=store.uri)
     curves = [_picture(plot_curves(compared, histories), 'learning curves'),
-              _picture(plot_gap_history(compared, histories, found.policy.gap_threshold), 'generalisation gap by epoch')]
+              _picture(plot_gap_history(compared, histories, found.policy.gap_threshold), 'gap by epoch')]
     yield dict(title='Which run', parts=_choice_part(choice, found.policy))
     yield dict(title='The best runs', parts=[_table(leaderboard(runs, 15))])
     yield dict(title='Learning curves', parts=curves)
@@ -313,8 +322,8 @@ def _render(store: Store, runs: pd.DataFrame) -> str:
     champion = champion_of(store, entries)
     made = (f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by bioai-esol {bioai_esol.__version__}, "
             f"'bioai-esol report --run-tag {run_tag}'.")
-    return _PAGE.render(title=f'Sweep {run_tag}', style=_STYLE, card=_card(found, champion, run_tag), facts=_facts(runs),
-                        made=made, sections=list(_sections(store, runs, found, champion, entries)))
+    return _PAGE.render(title=f'Sweep {run_tag}', style=_STYLE, card=_card(found, champion, run_tag),
+                        facts=_facts(runs), made=made, sections=list(_sections(store, runs, found, champion, entries)))
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000f
 def write_report(run_tag: str | None = None, path: str | Path | None = None, *,
