@@ -19,6 +19,7 @@ from .figures import plot_choice, plot_curves, plot_progress
 from ..errors import BioaiError
 from ..store.runs import load_runs, planned, underway
 from ..registry.policy import as_retrained, Choice, choose_candidate, decide_promotion, Decision, Policy
+from ..training.lineage import code_state
 
 def png(fig: Figure, dpi: int = 200) -> bytes:
     "A figure as the bytes of a PNG file."
@@ -44,11 +45,12 @@ def explore(
     runs: pd.DataFrame,            # of `runs.load_runs`
     policy: Policy,
     champion: dict | None = None,  # the champion's run: `promotion.champion_run`
+    code: Mapping | None = None,   # the code that would train it again: `lineage.code_state`; the run's own when not given
 ) -> Exploration:
     "Choose by `policy`, and decide on the chosen run against the champion."
     choice = choose_candidate(runs, policy)
     chosen = choice.chosen and choice.chosen['run_id']
-    return Exploration(choice, decide_promotion(as_retrained(choice.chosen), champion, policy) if chosen else None,
+    return Exploration(choice, decide_promotion(as_retrained(choice.chosen, code), champion, policy) if chosen else None,
                        plot_choice(choice.runs, policy.gap_threshold, choice.r2_floor, chosen))
 
 # %% ../../nbs/analysis/05_explorer.ipynb #7d5f2cb2
@@ -77,7 +79,7 @@ class PolicyExplorer(_Panel):
         super().__init__(list(self.sliders.values()))
 
     def refresh(self):
-        self.seen = explore(self.runs, Policy(**self.policy.model_dump() | {k: round(s.value, 6) for k, s in self.sliders.items()}), self.champion)
+        self.seen = explore(self.runs, Policy(**self.policy.model_dump() | {k: round(s.value, 6) for k, s in self.sliders.items()}), self.champion, code_state())
         self.picture.value = png(self.seen.figure)
         said = self.seen.decision._repr_html_() if self.seen.decision else '<p><b>no candidate</b></p>'
         self.text.value = f"<p>{html.escape(self.seen.choice.reason)}</p>{self.seen.table().to_html(index=False)}{said}"
