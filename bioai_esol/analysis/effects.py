@@ -156,7 +156,8 @@ def _chosen_in_words(judged: pd.DataFrame, chosen: pd.Series) -> str:
     if eligible > 1: rank = f'it has the lowest best_val_rmse of the {eligible} runs that pass'
     return (f"Chosen is **{chosen.run_name}**: {rank} every rule, {chosen.best_val_rmse:.3f} "
             f"({above:.3f} above the lowest of all; {lower} lower run{'s' * (lower != 1)} did not pass). "
-            f"Its gap is {chosen.generalisation_gap:.3f}, its final R² {chosen.val_r2:.3f}, {runs.val_r2.max() - chosen.val_r2:.3f} below the best.")
+            f"Its gap is {chosen.generalisation_gap:.3f}, its final R² {chosen.val_r2:.3f}, "
+            f"{runs.val_r2.max() - chosen.val_r2:.3f} below the best.")
 
 # %% ../../nbs/analysis/01_effects.ipynb #ef0c0003
 def explain_choice(

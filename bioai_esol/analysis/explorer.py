@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 from .effects import format_value, leaderboard, varying_axes
 from .figures import plot_choice, plot_curves, plot_progress
 from ..errors import BioaiError
-from ..registry.policy import as_retrained, Choice, choose_candidate, decide_promotion, Decision, Policy, Rule
+from ..registry.policy import (
+    already_champion, as_retrained, Choice, choose_candidate, decide_promotion, Decision, Policy, rules_html)
 from ..store.runs import load_runs, planned, underway
+from ..training.lineage import code_state
 
 # %% ../../nbs/analysis/05_explorer.ipynb #05e00002
 def png(
@@ -36,7 +38,7 @@ def png(
 _STYLE = '''<style>
 .bioai table { border-collapse: collapse; margin: .4em 0; }
 .bioai th, .bioai td { border: 0; border-bottom: 1px solid #ddd; padding: .1em .7em; text-align: right; }
-.bioai th:first-child, .bioai td:first-child, .bioai .rules td { text-align: left; }
+.bioai th:first-child, .bioai td:first-child { text-align: left; }
 .bioai .yes { color: #007a59; } .bioai .no { color: #b8430b; }
 .bioai .verdict { font-size: 1.1em; font-weight: bold; margin: 0; } .bioai .why { max-width: 34em; line-height: 1.35; }
 </style>'''
@@ -81,14 +83,13 @@ def explore(
     runs: pd.DataFrame,               # of `runs.load_runs`
     policy: Policy,                   # its thresholds
     champion: Mapping | None = None,  # the champion's run: `promotion.champion_run`; None when there is none yet
+    code: Mapping | None = None,      # that would train it again: `lineage.code_state`; the run's own when not given
 ) -> Exploration:
     "Choose by `policy`, and decide on the chosen run against the champion."
     choice = choose_candidate(runs, policy)
     if not choice.approved: return Exploration(policy, choice, None, False)
-    decision = decide_promotion(as_retrained(choice.chosen), champion, policy)
-    known = champion or {}
-    already = choice.chosen['run_id'] in (known.get('repeats_run'), known.get('run_id'))
-    return Exploration(policy, choice, decision, already)
+    decision = decide_promotion(as_retrained(choice.chosen, code), champion, policy)
+    return Exploration(policy, choice, decision, already_champion(choice.chosen, champion))
 
 # %% ../../nbs/analysis/05_explorer.ipynb #05e00007
 def _changed(policy: Policy) -> dict[str, object]:
@@ -125,18 +126,13 @@ def _verdict_html(seen: Exploration, run_tag: str) -> str:
     if seen.already: mark, colour = '', ''
     return _page(f"<div class='verdict {colour}'>{mark} {words}</div><div class='why'>{why}</div><pre>{calls}</pre>")
 
-def _rule_html(rule: Rule) -> str:
-    mark = "<span class='yes'>✓</span>" if rule.passed else "<span class='no'>✗</span>"
-    return f'<tr><td>{mark}</td><td>{html.escape(rule.name)}</td><td>{html.escape(rule.reason)}</td></tr>'
-
 def _rules_html(decision: Decision | None) -> str:
     "The rules of a decision, folded; those that say no first."
     if decision is None: return '<p><b>no candidate</b></p>'
     rules = sorted(decision.rules, key=lambda rule: rule.passed)
     failed = sum(not rule.passed for rule in rules)
     summary = f"{len(rules)} rules, {failed} of them say no" if failed else f'all {len(rules)} rules pass'
-    rows = ''.join(_rule_html(rule) for rule in rules)
-    return f"<details {'open' * bool(failed)}><summary>{summary}</summary><table class='rules'>{rows}</table></details>"
+    return f"<details {'open' * bool(failed)}><summary>{summary}</summary>{rules_html(rules)}</details>"
 
 # %% ../../nbs/analysis/05_explorer.ipynb #7d5f2cb2
 REST_S = .25  # seconds without a change before a figure is drawn
@@ -187,6 +183,7 @@ def _slider(value: float, text: str, high: float, step: float) -> widgets.FloatS
     return widgets.FloatSlider(value, min=step, max=high, step=step, description=text, readout_format='.3f',
                                style=dict(description_width='10em'), layout=dict(width='27em'))
 
+# %% ../../nbs/analysis/05_explorer.ipynb #05e00018
 class PolicyExplorer(_Panel):
     "Sliders for the policy's thresholds; the verdict beside them, the figure, the runs that pass and the rules follow."
     def __init__(self,
@@ -195,6 +192,7 @@ class PolicyExplorer(_Panel):
                  policy: Policy | None = None):    # where the sliders begin; the default policy when not given
         self.runs = runs
         self.champion = champion
+        self.code = code_state()
         self.policy = policy or Policy()
         self.sliders = {name: _slider(getattr(self.policy, name), *how) for name, how in _SLIDERS.items()}
         self.verdict = widgets.HTML()
@@ -205,7 +203,7 @@ class PolicyExplorer(_Panel):
     def describe(self):
         "Choose and decide by the thresholds that the sliders show, and say it."
         thresholds = {name: round(slider.value, 6) for name, slider in self.sliders.items()}
-        self.seen = explore(self.runs, Policy(**self.policy.model_dump() | thresholds), self.champion)
+        self.seen = explore(self.runs, Policy(**self.policy.model_dump() | thresholds), self.champion, self.code)
         self.verdict.value = _verdict_html(self.seen, self.runs.run_tag.iloc[0])
         reason = f'<p>{html.escape(self.seen.choice.reason)}</p>'
         self.text.value = _page(reason, _table(self.seen.table()), _rules_html(self.seen.decision))
