@@ -10,6 +10,7 @@ __all__ = ['errors', 'describe_errors', 'describe_worst', 'describe_champion', '
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #62f61e2e
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping
 from html import escape
 
@@ -409,9 +410,15 @@ def plot_intervals(
     return fig
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e3000014
+_LEGEND = re.compile(r'<text [^>]*>([^<]*)</text>\s*(?=</svg>)')  # the last text of a drawing
+
 def _drawing(row: object, predict: Callable, width: int, height: int) -> str:  # a row of `errors`
+    "One molecule; what its colours mean stands in the caption, where it is large enough to be read."
     svg = draw_attribution(row.smiles, attribute_atoms(row.smiles, predict), width, height)
-    caption = f"{escape(row.name)}<br>measured {row.log_solubility:.2f}, predicted {row.predicted:.2f}"
+    legend = _LEGEND.search(svg)[1]
+    values = f'measured {row.log_solubility:.2f}, predicted {row.predicted:.2f}'
+    caption = f'<b>{escape(row.name)}</b><br>{values}<br>{legend}'
+    svg = _LEGEND.sub('', svg)
     return f"<figure style='margin: 0 .2em; width: {width}px'>{svg}<figcaption>{caption}</figcaption></figure>"
 
 def explain_worst(
