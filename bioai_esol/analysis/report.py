@@ -38,6 +38,7 @@ from ..registry.promotion import champion_run
 from ..stats.metrics import bootstrap_rmse, mae, r2
 from ..store.client import connect, Store
 from ..store.runs import fetch_artifacts, load_histories, load_predictions, load_runs, run_row, search
+from ..training.lineage import code_state
 
 # %% ../../nbs/analysis/06_report.ipynb #b7a90962
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def verdict(
     policy = Policy()
     choice = choose_candidate(runs, policy)
     if not choice.approved: return Verdict(policy, None, False)
-    return Verdict(policy, decide_promotion(as_retrained(choice.chosen), champion_run(store), policy), False)
+    expected = as_retrained(choice.chosen, code_state())
+    return Verdict(policy, decide_promotion(expected, champion_run(store), policy), False)
 
 # %% ../../nbs/analysis/06_report.ipynb #a1b79681
 _STYLE = '''
