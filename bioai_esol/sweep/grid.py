@@ -287,7 +287,9 @@ def _wanted(what: str | TrainConfig, runs: pd.DataFrame) -> TrainConfig:
 
 def _different(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     "Those that differ in more than the seed, the first of each."
-    return list({c.model_copy(update=dict(seed=0)): c for c in reversed(configs)}.values())[::-1]
+    first = {}
+    for c in configs: first.setdefault(c.model_copy(update=dict(seed=0)), c)
+    return list(first.values())
 
 # %% ../../nbs/sweep/01_grid.ipynb #4f284bf5
 def repeats(
