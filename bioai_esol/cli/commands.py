@@ -11,42 +11,48 @@ import json, math, os, shutil, signal, sys, textwrap
 from .parser import AXIS_OPTIONS, make_parser
 
 # %% ../../nbs/cli/02_commands.ipynb #bef4a8e4
+def _settings(args) -> dict:
+    "The settings of a grid that were given as options."
+    names = [*(a.replace('-', '_') for a in AXIS_OPTIONS), 'epochs', 'schedule', 'standardise', 'split', 'frac_train',
+             'frac_val', 'run_tag', 'workers', 'device']
+    values = {name: getattr(args, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
 def _grid(args) -> 'Grid':  # noqa: F821
-    from bioai_esol.sweep.grid import Grid, load_grid, PRESETS
-    names = [*(a.replace('-', '_') for a in AXIS_OPTIONS), 'epochs', 'schedule', 'standardise', 'split', 'frac_train', 'frac_val', 'run_tag', 'workers', 'device']
-    given = {n: v for n in names if (v := getattr(args, n, None)) is not None}
+    from bioai_esol.sweep.grid import Grid, load_grid, preset_grid
     if args.command == 'train':
-        from bioai_esol.training.config import TrainConfig
-        one = {k: v for k, v in TrainConfig().model_dump().items() if k.replace('_', '-') in AXIS_OPTIONS and k != 'pooling'}
-        return Grid(**dict(run_tag='single', workers=1) | one | given)
-    if args.preset:
-        if args.grid: args.usage('give --preset or --grid, one of the two')
-        given = PRESETS[args.preset] | given
-        return Grid(**given | dict(run_tag=f"{given['run_tag']}.members"))
-    return load_grid(args.grid, **given) if args.grid else Grid(**given)
+        from bioai_esol.training.config import AXES, TrainConfig
+        one = {k: v for k, v in TrainConfig().model_dump().items() if k in AXES and k != 'pooling'}
+        return Grid(**dict(run_tag='single', workers=1) | one | _settings(args))
+    if args.preset and args.grid: args.usage('give --preset or --grid, one of the two')
+    if args.preset: return preset_grid(args.preset, **_settings(args))
+    return load_grid(args.grid, **_settings(args)) if args.grid else Grid(**_settings(args))
 
 def _train_or_sweep(args) -> int:
     from bioai_esol.chem.dataset import load_dataset
-    grid, dataset = _grid(args), load_dataset(args.data, args.skip_bad_rows)
-    if args.command == 'train' and len(grid) > 1: args.usage("train takes one value an option; 'bioai-esol sweep' takes lists")
+    grid = _grid(args)
+    dataset = load_dataset(args.data, args.skip_bad_rows)
+    if args.command == 'train' and len(grid) > 1:
+        args.usage("train takes one value an option; 'bioai-esol sweep' takes lists")
     from bioai_esol.sweep.runner import run_sweep
     if dataset.skipped: print(f"{len(dataset.skipped)} rows left out:\n  " + '\n  '.join(dataset.skipped))
-    print(f"{len(grid)} run{'s' * (len(grid) > 1)} of {grid.epochs} epochs on {dataset.name} ({len(dataset):,} molecules), run tag {grid.run_tag!r}, "
+    print(f"{len(grid)} run{'s' * (len(grid) > 1)} of {grid.epochs} epochs on {dataset.name} "
+          f"({len(dataset):,} molecules), run tag {grid.run_tag!r}, "
           f"{grid.workers} worker{'s' * (grid.workers > 1)}", flush=True)
-    result = run_sweep(grid, dataset, tracking_uri=args.tracking_uri, fresh=getattr(args, 'fresh', False))
-    said = _tell_sweep(result)
-    return _ensemble(result, args.tracking_uri) if said == 0 and getattr(args, 'preset', None) else said
+    if getattr(args, 'preset', None): return _ensemble(args, dataset)
+    return _tell_sweep(run_sweep(grid, dataset, tracking_uri=args.tracking_uri, fresh=getattr(args, 'fresh', False)))
 
-def _ensemble(result, tracking_uri: str | None) -> int:
-    from bioai_esol.sweep.ensemble import best_ensemble
-    tag = result.run_tag.removesuffix('.members')
-    run, tried = best_ensemble(result.run_tag, tracking_uri=tracking_uri, as_tag=tag)
-    shown = tried[tried.chosen | (tried.index < 5)]
-    shown = shown.assign(kinds=shown.kinds.map(' + '.join), chosen=shown.chosen.map({True: '← taken', False: ''}))
-    print('\nmeans of kinds of models; of all that are not clearly worse on the validation molecules than the lowest, the one of the most kinds:')
-    print(shown.to_string(index=False, float_format='{:.3f}'.format, header=['kinds', 'val_rmse', 'difference', 'low', 'high', '']))
-    print(f"{run['run_name']}: val_rmse {run['best_val_rmse']:.4f}, gap {run['generalisation_gap']:.3f}; run tag {tag!r}\n"
-          f"next: bioai-esol promote --run-tag {tag} --gap-threshold 0.6")
+def _ensemble(args, dataset) -> int:
+    from bioai_esol.sweep.ensemble import CHOICE_RULE, PRESET_GAP_THRESHOLD, run_preset
+    result = run_preset(args.preset, dataset, tracking_uri=args.tracking_uri, fresh=args.fresh, **_settings(args))
+    _tell_sweep(result.sweep)
+    table = result.table().rename(columns=dict(taken=''))
+    print(f"\n{CHOICE_RULE}:")
+    print(table.to_string(index=False, float_format='{:.3f}'.format))
+    run = result.run
+    print(f"{run['run_name']}: val_rmse {run['best_val_rmse']:.4f}, gap {run['generalisation_gap']:.3f}; "
+          f"run tag {result.run_tag!r}\n"
+          f"next: bioai-esol promote --run-tag {result.run_tag} --gap-threshold {PRESET_GAP_THRESHOLD}")
     return 0
 
 def _tell_sweep(result) -> int:
