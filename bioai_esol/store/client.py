@@ -197,9 +197,9 @@ def process_alive(
     except PermissionError: return True  # somebody else's
     return True
 
-# %% ../../nbs/store/01_client.ipynb #4cc91a1c
+# %% ../../nbs/store/01_client.ipynb #6c215f28
 def store_lock(
-    store: Store,
+    store: Store,  # an open store
     purpose: str,  # e.g. a run tag
 ) -> 'BaseFileLock':
     "This machine's lock for one purpose in one store; raises `StoreError` when it cannot be made."

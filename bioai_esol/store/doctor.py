@@ -300,7 +300,7 @@ def _folder_findings(uri: str, folder: Path) -> Iterator[Finding]:
         free_gb = shutil.disk_usage(folder).free / 1e9
         yield Finding(what, True, f"can be written, {free_gb:.1f} GB are free")
 
-# %% ../../nbs/store/02_doctor.ipynb #e0cc927e
+# %% ../../nbs/store/02_doctor.ipynb #b2531ffa
 def artifact_findings(
     uri: str,       # address of the store
     location: str,  # where its experiment wants its artifacts: s3://…, mlflow-artifacts:… or a folder
@@ -313,7 +313,7 @@ def artifact_findings(
     return iter([Finding(f'artifacts in {location}', True, 'not checked: this package knows S3, folders and servers')])
 
 def require_writable_artifacts(
-    store: Store,
+    store: Store,  # an open store
 ):
     "Raises `StoreError` when artifacts cannot be written."
     experiment = store.client.get_experiment(store.experiment_id)

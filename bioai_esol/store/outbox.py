@@ -48,9 +48,9 @@ class Record:
         tags = self.tags | dict(attempt=self.key)
         return store.client.create_run(store.experiment_id, self.started, tags, self.name).info.run_id
 
-# %% ../../nbs/store/03_outbox.ipynb #82083609
+# %% ../../nbs/store/03_outbox.ipynb #9d1119ee
 def write_record(
-    store: Store,
+    store: Store,  # an open store
     record: Record,              # what is written
     run_id: str,                 # the run it is written to
     files: Path | None = None,   # a folder with the run's artifacts
@@ -71,7 +71,7 @@ def write_record(
 
 # %% ../../nbs/store/03_outbox.ipynb #9c50a3dd
 def outbox_folders(
-    store: Store,
+    store: Store,  # an open store
 ) -> list[Path]:
     "The folders where runs for this store may be kept, best first."
     path = sqlite_path(store.uri)
@@ -136,7 +136,8 @@ def _clear(folder: Path):
 # %% ../../nbs/store/03_outbox.ipynb #11c846ea
 class Outbox:
     "The runs of one process that the store has not taken yet."
-    def __init__(self, store: Store):
+    def __init__(self,
+                 store: Store):  # the store that will take them
         self.store = store
         self._folders: dict[Path, _ProcessFolder] = {}
 
@@ -166,7 +167,7 @@ def _let_go(place: Path, folder: _ProcessFolder):
         folder.lock.release()
         if not any(folder.path.iterdir()): _clear(folder.path)
 
-# %% ../../nbs/store/03_outbox.ipynb #8134a5a7
+# %% ../../nbs/store/03_outbox.ipynb #394fada1
 def _abandoned(folder: Path) -> bool:
     "Has the process of this folder ended?"
     lock = FileLock(f'{folder}.lock')
@@ -182,14 +183,14 @@ def _entries(place: Path) -> list[Path]:
     return [entry for entry in kept if entry.suffix != '.draft']
 
 def pending(
-    store: Store,
+    store: Store,  # an open store
 ) -> list[Path]:
     "What earlier processes have left behind for this store, best place first, then oldest first."
     return [entry for place in outbox_folders(store) for entry in _entries(place)]
 
-# %% ../../nbs/store/03_outbox.ipynb #733e84f5
+# %% ../../nbs/store/03_outbox.ipynb #6d1314bc
 def deliver_pending(
-    store: Store,
+    store: Store,  # an open store
 ) -> int:  # how many runs
     "Write what earlier processes left behind; raises `StoreError` when the store does not take it, and it stays."
     written = 0

@@ -44,9 +44,9 @@ def _row(run: 'Run') -> dict:
                     parent=data.tags.get('mlflow.parentRunId'))
     return identity | tags | params | dict(data.metrics)
 
-# %% ../../nbs/store/05_runs.ipynb #47699434
+# %% ../../nbs/store/05_runs.ipynb #66293769
 def search(
-    store: Store,
+    store: Store,  # an open store
     **tags: str,    # the value of each tag
 ) -> list['Run']:
     "All runs that carry these tags, oldest first."
@@ -61,16 +61,16 @@ def search(
         if not token: return runs
 
 def runs_table(
-    store: Store,
+    store: Store,  # an open store
     run_tag: str,         # the sweep
     kind: str = 'run',    # `run`: the runs of the sweep; `retraining`: repetitions of chosen runs; `sweep`: the parents
 ) -> pd.DataFrame:        # one row per run, as `run_row` gives it
     "The runs of `run_tag` as a table, oldest first."
     return pd.DataFrame([_row(run) for run in search(store, run_tag=run_tag, kind=kind)])
 
-# %% ../../nbs/store/05_runs.ipynb #856596c4
+# %% ../../nbs/store/05_runs.ipynb #b5e448a3
 def run_row(
-    store: Store,
+    store: Store,  # an open store
     run_id: str,  # MLflow's id, 32 hexadecimal digits
 ) -> dict:        # identity, tags, parameters and metrics by their names
     "One run as a row of `runs_table`; raises `StoreError` when it was deleted."
@@ -85,7 +85,7 @@ def run_row(
 
 # %% ../../nbs/store/05_runs.ipynb #6a39b1c0
 def fetch_artifacts(
-    store: Store,
+    store: Store,  # an open store
     run_id: str,         # MLflow's id
     folder: str | Path,  # where the copies go
     path: str = '',      # one file or folder of the run; everything when not given
@@ -95,7 +95,7 @@ def fetch_artifacts(
     with one_line(f"run {run_id} has no artifact {path or '.'!r}"):
         return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(folder), tracking_uri=store.uri))
 
-# %% ../../nbs/store/05_runs.ipynb #47fe03da
+# %% ../../nbs/store/05_runs.ipynb #fdcf0a1d
 MEMBERS_SUFFIX = '.members'  # of the run tag under which a preset trains the members of its ensemble
 
 def _kind(sweep: 'Run') -> str:
@@ -105,7 +105,7 @@ def _kind(sweep: 'Run') -> str:
     return 'members' if sweep.data.tags['run_tag'].endswith(MEMBERS_SUFFIX) else 'sweep'
 
 def newest_run_tag(
-    store: Store,
+    store: Store,  # an open store
     ensembles: bool = True,  # does an ensemble count, which is the only run of its tag?
 ) -> str | None:
     "The run tag of the sweep that was started last, not counting repeats and members; None where there is none."

@@ -83,9 +83,9 @@ def _contradictions(s: ServerSettings) -> Iterator[Finding]:
     if s.auth and importlib.util.find_spec('flask_wtf') is None:
         yield Finding('accounts', False, 'a package is missing', "pip install 'bioai-esol[server]'")
 
-# %% ../../nbs/store/06_tracking_server.ipynb #5c9872f8
+# %% ../../nbs/store/06_tracking_server.ipynb #b8497d93
 def preflight(
-    s: ServerSettings,
+    s: ServerSettings,  # how the server is run
 ) -> Iterator[Finding]:
     "Everything the server will need, asked before it starts."
     yield from _contradictions(s)
@@ -168,13 +168,13 @@ def _environment(s: ServerSettings, direct: bool) -> dict[str, str]:
     if s.public: env['MLFLOW_SERVER_ALLOWED_HOSTS'] = os.environ.get('MLFLOW_SERVER_ALLOWED_HOSTS') or _host_headers(s)
     return env
 
-# %% ../../nbs/store/06_tracking_server.ipynb #eae4a03e
+# %% ../../nbs/store/06_tracking_server.ipynb #5c29754c
 def _writes_direct(s: ServerSettings) -> bool:
     "Do clients write artifacts to S3 themselves?"
     return bool(s.artifacts) and not s.proxy_artifacts
 
 def server_command(
-    s: ServerSettings,
+    s: ServerSettings,  # how the server is run
 ) -> tuple[list[str], dict[str, str]]:  # arguments, and what is added to the environment
     "How `mlflow server` is started for these settings."
     direct = _writes_direct(s)
@@ -230,7 +230,7 @@ def run_process(
     finally: _stop(process)
     return 0
 
-# %% ../../nbs/store/06_tracking_server.ipynb #b9b6667b
+# %% ../../nbs/store/06_tracking_server.ipynb #f048a94f
 def _say_ready(s: ServerSettings):
     "Say where things are, and what to type in another terminal."
     direct = _writes_direct(s)
@@ -243,7 +243,7 @@ def _say_ready(s: ServerSettings):
     print('\nCtrl-C stops it', flush=True)
 
 def run_server(
-    s: ServerSettings,
+    s: ServerSettings,  # how the server is run
 ) -> int:  # exit status
     "Check, start, say what to do next, and stay until Ctrl-C; raises `BioaiError` when something is missing."
     for finding in preflight(s):

@@ -60,7 +60,7 @@ def _described(dataset: Dataset) -> dict[str, str]:
 @dataclass(frozen=True)
 class _Drafts:
     "Drafts of the runs of one sweep, or of one retraining."
-    store: Store
+    store: Store              # where the runs go
     task: Task                # data set, split and molecules
     tags: dict[str, str]      # on every run: `run_tag`, `kind`, lineage …
     parent: str | None = None # run id of the sweep
@@ -104,9 +104,9 @@ class Writer(_Drafts):
                 raise StoreError(f"{e}; the trained run is kept in {entry.parent}, "
                                  "the next sweep or promote writes it", e.code) from e
 
-# %% ../../nbs/store/04_writer.ipynb #1a01234b
+# %% ../../nbs/store/04_writer.ipynb #276eba63
 def fail_run(
-    store: Store,
+    store: Store,  # an open store
     run_id: str,             # the run to end
     error: str,              # the reason, kept as a tag
     status: str = 'FAILED',  # or KILLED, when the process that trained it was ended
@@ -264,11 +264,11 @@ class _Heartbeat(_Delivery):
         except StoreError as e: return self._away(e)
         if self.pause() is None: self.outage.end()  # nothing else is waiting that would find out
 
-# %% ../../nbs/store/04_writer.ipynb #2d8ced9b
+# %% ../../nbs/store/04_writer.ipynb #86fec74e
 class Delivery(_Heartbeat):
     "Brings the runs of a sweep onto the disk, and from there into the store, and waits when one of them refuses."
     def __init__(self,
-                 store: Store,
+                 store: Store,                                  # where the runs go
                  box: Outbox,                                   # where runs wait on the disk
                  progress: Progress,                            # is told what happens
                  sleep: Callable[[float], None] = time.sleep):  # how to wait; may raise what ends the waiting
