@@ -142,7 +142,7 @@ class Outbox:
         self._folders: dict[Path, _ProcessFolder] = {}
 
     def keep(self, record: Record, write_files: Callable[[Path], None] | None = None) -> Path:
-        "Put a run and what `write_files` writes into a folder onto the disk; raises `StoreError` when no disk takes it."
+        "Put a run, and the files that `write_files` writes, onto the disk; raises `StoreError` when no disk takes it."
         refusals = []
         for place in outbox_folders(self.store):
             try:

@@ -35,10 +35,11 @@ def typed_params(
 def _time(ms: int | None) -> pd.Timestamp:
     return pd.Timestamp(ms, unit='ms', tz='UTC') if ms else pd.NaT
 
-def _row(run: 'Run') -> dict:
+def _row(run: 'Run', typed: bool = True) -> dict:
     info, data = run.info, run.data
     tags = {k: v for k, v in data.tags.items() if not k.startswith('mlflow.')}
-    params = dict(data.params) if tags.get('kind') == 'sweep' else typed_params(dict(data.params))
+    params = dict(data.params)
+    if typed and tags.get('kind') != 'sweep': params = typed_params(params)
     identity = dict(run_id=info.run_id, run_name=info.run_name, status=info.status,
                     start_time=_time(info.start_time), end_time=_time(info.end_time),
                     parent=data.tags.get('mlflow.parentRunId'))
@@ -68,11 +69,12 @@ def runs_table(
     "The runs of `run_tag` as a table, oldest first."
     return pd.DataFrame([_row(run) for run in search(store, run_tag=run_tag, kind=kind)])
 
-# %% ../../nbs/store/05_runs.ipynb #b5e448a3
+# %% ../../nbs/store/05_runs.ipynb #32e3cba7
 def run_row(
     store: Store,  # an open store
-    run_id: str,  # MLflow's id, 32 hexadecimal digits
-) -> dict:        # identity, tags, parameters and metrics by their names
+    run_id: str,          # MLflow's id, 32 hexadecimal digits
+    typed: bool = True,   # give parameters their types, which takes PyTorch's import; else they stay text
+) -> dict:                # identity, tags, parameters and metrics by their names
     "One run as a row of `runs_table`; raises `StoreError` when it was deleted."
     try: run = store.client.get_run(run_id)
     except StoreError as e:
@@ -81,7 +83,7 @@ def run_row(
     if run.info.lifecycle_stage != 'active':
         raise StoreError(f"run {run_id} in {store.uri} was deleted: "
                          f"'mlflow runs restore --run-id {run_id}' brings it back", 'RESOURCE_DOES_NOT_EXIST')
-    return _row(run)
+    return _row(run, typed)
 
 # %% ../../nbs/store/05_runs.ipynb #6a39b1c0
 def fetch_artifacts(
