@@ -389,7 +389,7 @@ def test_a_store_that_is_read_only(three_champions_folder):
                     lambda: archive('4', 'no', tracking_uri=uri)):
             with pytest.raises(StoreError) as e:
                 act()
-            assert '\n' not in str(e.value) and ('cannot write' in str(e.value) or 'cannot be written' in str(e.value) or 'readonly' in str(e.value)), e.value
+            assert '\n' not in str(e.value) and ('cannot write' in str(e.value) or 'cannot be written' in str(e.value) or 'read-only' in str(e.value) or 'readonly' in str(e.value)), e.value
     finally:
         if root:
             os.seteuid(0)
