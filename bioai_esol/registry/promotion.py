@@ -7,7 +7,7 @@ __all__ = ['SIGNATURE', 'machine_differences', 'retrain', 'champion_run', 'faile
 
 # %% ../../nbs/registry/04_promotion.ipynb #9fb32122
 import html, tempfile, warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import mlflow
@@ -94,7 +94,7 @@ def _repetition(store: Store, registry: Snapshot, chosen: dict) -> dict | None:
         if usable and _same_conditions(row, code): return row
     return None
 
-# %% ../../nbs/registry/04_promotion.ipynb #51acd414
+# %% ../../nbs/registry/04_promotion.ipynb #e553516d
 _LOADER = '''import mlflow
 from bioai_esol import SolubilityModel
 mlflow.models.set_model(SolubilityModel())
@@ -113,7 +113,8 @@ def _save_pyfunc(files: Path, tags: dict[str, str], folder: Path) -> Path:
     out = folder / 'model'
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '.*An input example was not provided', UserWarning)  # the signature is given
-        mlflow.pyfunc.save_model(out, python_model=str(loader), signature=SIGNATURE, model_config=tags, artifacts=artifacts,
+        mlflow.pyfunc.save_model(out, python_model=str(loader), signature=SIGNATURE,
+                                 model_config=tags, artifacts=artifacts,
                                  pip_requirements=[f'bioai-esol=={bioai_esol.__version__}'])
     return out
 
@@ -189,7 +190,7 @@ def _last_word(done: 'Promotion') -> Decision:
         return Decision('choice of a candidate', (Rule('candidate', False, done.choice.reason),))
     return Decision('promotion', (Rule('already_champion', True, _why(done)),))
 
-# %% ../../nbs/registry/04_promotion.ipynb #8c9cbfb0
+# %% ../../nbs/registry/04_promotion.ipynb #9bd83c47
 def _what_next(done: 'Promotion') -> str:
     "One sentence for the person who asked."
     threshold = done.choice.smallest_threshold
@@ -197,7 +198,8 @@ def _what_next(done: 'Promotion') -> str:
         if threshold is None: return '`.choice.runs` has the reason of every run'
         return f"a gap threshold of {threshold:.3f} would admit a run"
     if done.dry_run and not done.already:
-        return 'the same call without dry_run=True carries it out' if done.approved else '`.decision.table()` has every number'
+        carry_out = 'the same call without dry_run=True carries it out'
+        return carry_out if done.approved else '`.decision.table()` has every number'
     if done.approved: return "load_champion().predict('CCO') asks it; rollback(reason) goes back"
     if done.version is None: return 'nothing was registered; history() has the refusal'
     return f"version {done.version} is registered; `.decision.table()` has every rule with its numbers"
@@ -294,6 +296,13 @@ def _named(store: Store, registry: Snapshot, version: str) -> tuple[str, Choice]
         raise BioaiError(f"version {number} is archived: restore it first ('bioai-esol restore {number}')")
     run = run_of(store, registry.versions[number]) | dict(config_digest=registry.at(f'version/{number}/config_digest'))
     return run.get('run_tag', ''), Choice(pd.DataFrame([run]), run, f"version {number} was named", None, None)
+
+# %% ../../nbs/registry/04_promotion.ipynb #4a07ad63
+def _choice(store: Store, registry: Snapshot, run_tag: str | None, terms: _Terms,
+            version: str | None) -> tuple[str, Choice]:
+    "The run tag and the choice, whether a sweep or a version was named."
+    if version is not None: return _named(store, registry, version)
+    return _choose(store, registry, run_tag, terms)
 
 # %% ../../nbs/registry/04_promotion.ipynb #ffeca2e9
 def _expect(store: Store, registry: Snapshot, choice: Choice, terms: _Terms, version: str | None) -> Decision:
@@ -397,9 +406,28 @@ def _decide_in_turn(store: Store, tag: str, choice: Choice, terms: _Terms, retra
         champion = t.registry.aliases.get('champion')
         return Promotion(tag, choice, tuple(decisions), version, run, champion, reused=retrained.reused)
 
-# %% ../../nbs/registry/04_promotion.ipynb #23f64eef
-def _promote(store: Store, registry: Snapshot, tag: str, choice: Choice, terms: _Terms,
-             version: str | None) -> Promotion:
+# %% ../../nbs/registry/04_promotion.ipynb #b20f2773
+def _early_end(store: Store, registry: Snapshot, tag: str, choice: Choice) -> Promotion | None:
+    "What there is to say when no run passes, or the chosen one is champion already; None when there is more to do."
+    champion = champion_run(store, registry)
+    number = registry.aliases.get('champion')
+    if not choice.approved: return Promotion(tag, choice, champion=number)
+    if not already_champion(choice.chosen, champion): return None
+    return Promotion(tag, choice, (), number, champion, number, already=True)
+
+def _try(store: Store, run_tag: str | None, terms: _Terms, version: str | None) -> Promotion:
+    "A dry run: the decision on the logged figures; nothing is written."
+    registry = snapshot(store)
+    tag, choice = _choice(store, registry, run_tag, terms, version)
+    ending = _early_end(store, registry, tag, choice)
+    if ending is not None: return replace(ending, dry_run=True)
+    decision = _expect(store, registry, choice, terms, version)
+    champion = registry.aliases.get('champion')
+    return Promotion(tag, choice, (decision,), run=choice.chosen, champion=champion, dry_run=True)
+
+# %% ../../nbs/registry/04_promotion.ipynb #fcc49458
+def _carry_out(store: Store, registry: Snapshot, tag: str, choice: Choice, terms: _Terms,
+               version: str | None) -> Promotion:
     "Everything that changes something."
     if version is not None:
         return _decide_in_turn(store, tag, choice, terms, _Retrained(choice.chosen), from_sweep=False)
@@ -408,16 +436,9 @@ def _promote(store: Store, registry: Snapshot, tag: str, choice: Choice, terms: 
     return _decide_in_turn(store, tag, choice, terms, retrained, from_sweep=True)
 
 # %% ../../nbs/registry/04_promotion.ipynb #c8c73a15
-def promote(
-    run_tag: str | None = None,
-    policy: Policy | None = None,
-    *,
-    tracking_uri: str | None = None,
-    allow_dirty: bool = False,
-    dry_run: bool = False,
-    version: str | None = None,
-    force: bool = False,
-) -> Promotion:
+def promote(run_tag: str | None = None, policy: Policy | None = None, *, tracking_uri: str | None = None,
+            allow_dirty: bool = False, dry_run: bool = False, version: str | None = None,
+            force: bool = False) -> Promotion:
     """Choose a candidate, retrain and register it, and make it champion if every rule agrees.
 
     Parameters
@@ -465,18 +486,12 @@ def promote(
     """
     store = connect(tracking_uri)
     terms = _Terms(policy or Policy(), allow_dirty, force)
-    if not dry_run:
-        require_writable_artifacts(store)
-        deliver_pending(store)
-    registry = snapshot(store) if dry_run else settled(store)
-    tag, choice = _choose(store, registry, run_tag, terms) if version is None else _named(store, registry, version)
-    champion = champion_run(store, registry)
-    number = registry.aliases.get('champion')
-    if not choice.approved:
-        if not dry_run: _refuse_all(store, tag, choice, terms)
-        return Promotion(tag, choice, champion=number, dry_run=dry_run)
-    if already_champion(choice.chosen, champion):
-        return Promotion(tag, choice, (), number, champion, number, dry_run, already=True)
-    if not dry_run: return _promote(store, registry, tag, choice, terms, version)
-    decision = _expect(store, registry, choice, terms, version)
-    return Promotion(tag, choice, (decision,), run=choice.chosen, champion=number, dry_run=True)
+    if dry_run: return _try(store, run_tag, terms, version)
+    require_writable_artifacts(store)
+    deliver_pending(store)
+    registry = settled(store)
+    tag, choice = _choice(store, registry, run_tag, terms, version)
+    ending = _early_end(store, registry, tag, choice)
+    if ending is None: return _carry_out(store, registry, tag, choice, terms, version)
+    if not choice.approved: _refuse_all(store, tag, choice, terms)
+    return ending
