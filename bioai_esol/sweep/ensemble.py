@@ -20,7 +20,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 from tqdm.auto import tqdm
 
-from ..chem.dataset import Dataset, load_esol
+from ..chem.dataset import Dataset
 from ..errors import BioaiError, Settings
 from ..models.fitted import FittedModel, load_model
 from ..models.kaxis import one_thread
