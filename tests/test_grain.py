@@ -45,7 +45,8 @@ def test_each_rule_says_no(measured, source, said):
 @pytest.mark.parametrize('source', [
     'a = 1\n' * 25, '\n\n'.join(['a = 1'] * 25), 'a = "' + 'x' * 114 + '"', 'a = ";"  # ; and more',
     'if (a := f(1)) > 2: b = a', '[[a for a in b] for b in c]', '[a for b in c for a in b if a]',
-    'b = a[1]["name"]', 'b = a["name"][0]', 'b = a[i][0]', 'a, b = b, a', 'a, b = f(1), f(2)', 'a, b = x.y, x["y"]', 'a, b = f()'])
+    'b = a[1]["name"]', 'b = a["name"][0]', 'b = a[i][0]',
+    'a, b = b, a', 'a, b = f(1), f(2)', 'a, b = x.y, x["y"]', 'a, b = f()'])
 def test_what_is_allowed(measured, source):
     code, out = measured(source)
     assert code == 0 and 'nothing too long or too dense' in out, out
