@@ -49,11 +49,12 @@ bench-accuracy: $(READY) ## accuracy: every kind of model on eleven splits; Chem
 	@$(BIN)/bioai-esol benchmark --output benchmarks/accuracy
 
 # a notebook runs in its own folder, where the file of a store named sqlite:///mlflow.db would be another one
-lab: $(READY)    ## JupyterLab on the analysis notebooks, with the store of `make run`; on 127.0.0.1, Ctrl-C twice stops it
+lab: $(READY)    ## JupyterLab on copies of the analysis notebooks in work/, with the store of `make run`; on 127.0.0.1
 	@store="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"; \
 	case "$$store" in sqlite:////*) ;; sqlite:///*) store="sqlite:///$(CURDIR)/$${store#sqlite:///}" ;; esac; \
 	export MLFLOW_TRACKING_URI="$$store"; \
-	exec $(BIN)/jupyter lab --ip 127.0.0.1 --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/analysis/sweep_analysis.ipynb
+	page=$$($(BIN)/python .ci/lab.py) && echo "Ctrl-C twice stops it" && \
+	exec $(BIN)/jupyter lab --ip 127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/$$page
 
 docs: $(READY)   ## the documentation site in _docs/, and README.md
 	@$(BIN)/python .ci/docs.py

@@ -1,5 +1,6 @@
 "What tests share: a store of their own, small sweeps, and the program as a process."
 import atexit
+import importlib.util
 import os
 import shutil
 import signal
@@ -18,6 +19,14 @@ for _name in ('MLFLOW_TRACKING_URI', 'MPLBACKEND'):  # of whoever runs the tests
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = str(Path(sys.executable).with_name('bioai-esol'))
 SMALL = ['--hidden-dim', '8,16', '--lr', '1e-2', '--batch-size', '64', '--dropout', '0,0.2', '--weight-decay', '0,1e-4']
+
+
+def script(name):
+    "A script of .ci/ as a module."
+    spec = importlib.util.spec_from_file_location(f'ci_{name}', ROOT / f'.ci/{name}.py')
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope='session', autouse=True)

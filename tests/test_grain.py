@@ -1,13 +1,10 @@
 "What `make check` says of code that is too long or too dense, on a checkout with one notebook."
-import importlib.util
 import json
 
 import pytest
-from conftest import ROOT
+from conftest import script
 
-_spec = importlib.util.spec_from_file_location('grain', ROOT / '.ci/grain.py')
-grain = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(grain)
+grain = script('grain')
 LOOP = 'def f(a):\n' + '    a += 1\n' * 60
 
 
