@@ -1,6 +1,6 @@
 """Copies the analysis notebooks into work/, for `make lab`: python .ci/lab.py prints the copy to open
 
-The notebooks in nbs/analysis/ are the project's, with its outputs, and tracked by git. The copies are yours: without
+The notebooks in nbs/lab/ are the project's, with its outputs, and tracked by git. The copies are yours: without
 outputs, and git does not look at them. A copy that you only ran is renewed when the project's notebook has changed. One
 that you edited is never touched: then the new notebook is put beside it, with a number in its name."""
 import hashlib

@@ -132,7 +132,7 @@ def run_here(path: Path) -> list[list[dict]]:
 def run_with_store(path: Path) -> list[list[dict]]:
     "The outputs of each cell of an analysis notebook, on a kernel of its own."
     import nbformat
-    from bioai_esol.store import store_uri  # where it is, whatever the folder of the notebook
+    from bioai_esol.store.client import store_uri  # where it is, whatever the folder of the notebook
     from nbclient import NotebookClient
     os.environ['MLFLOW_TRACKING_URI'] = store_uri(None)
     os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))

@@ -34,8 +34,8 @@ def text_of(part) -> str:
 
 
 def is_analysis(path: Path) -> bool:
-    "Is it a notebook on the runs of a store? Those of the modules have a number."
-    return path.parent.name == 'analysis' and path.stem != 'index' and not path.stem[:2].isdigit()
+    "Is it a notebook on the runs of a store? Those are in nbs/lab/."
+    return path.parent.name == 'lab'
 
 
 def evaluated(source: str) -> bool:

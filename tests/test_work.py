@@ -62,7 +62,7 @@ def test_what_was_only_run_is_kept_until_the_project_has_a_newer_one(project):
     ran = (project / 'work/promotion.ipynb').read_bytes()
     assert lab.make(project)[1] == []
     assert (project / 'work/promotion.ipynb').read_bytes() == ran
-    edit(project / 'nbs/analysis/promotion.ipynb', 'a new chapter')
+    edit(project / 'nbs/lab/promotion.ipynb', 'a new chapter')
     assert lab.make(project)[1] == ['work/promotion.ipynb: renewed']
     assert 'a new chapter' in (project / 'work/promotion.ipynb').read_text()
 
@@ -72,7 +72,7 @@ def test_what_was_edited_stays_and_the_new_one_lies_beside(project):
     edit(project / 'work/sweep_analysis.ipynb', 'my own notes')
     mine = (project / 'work/sweep_analysis.ipynb').read_bytes()
     assert lab.make(project) == ('work/sweep_analysis.ipynb', []), 'the project has nothing newer'
-    edit(project / 'nbs/analysis/sweep_analysis.ipynb', 'a new chapter')
+    edit(project / 'nbs/lab/sweep_analysis.ipynb', 'a new chapter')
     opened, said = lab.make(project)
     assert opened == 'work/sweep_analysis-2.ipynb' and 'has your changes and stays' in said[0]
     assert (project / 'work/sweep_analysis.ipynb').read_bytes() == mine
