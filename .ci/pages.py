@@ -424,7 +424,7 @@ def make(pages: list[Page], some: bool) -> int:
     git = ['git', '-C', str(ROOT), 'rev-parse', '--short=12', 'HEAD']
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     today = probe()
-    if some and form_digest(today) != form_digest(FORM.read_text(encoding='utf-8')):
+    if some and FORM.exists() and form_digest(today) != form_digest(FORM.read_text(encoding='utf-8')):
         raise SystemExit('the program prints another form than at the last run of all pages: run all of them')
     with tempfile.TemporaryDirectory() as folder:
         printed = [(page, run_page(page, Path(folder))) for page in pages if page.to_run]
