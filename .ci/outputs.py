@@ -3,7 +3,7 @@
 The notebooks of the modules, the pages of the wings and the map run here, without a store. `--compare` writes nothing:
 it is `make test`'s run of all of them, and fails on an error, and on outputs whose kinds, columns or keys are not those
 of the code today. The analysis notebooks need the runs of `make run`: they run when they are named, on the store of
-MLFLOW_TRACKING_URI, else ./mlflow.db. Names are 05_metrics, stats or nbs/stats/05_metrics.ipynb; all when none is given.
+MLFLOW_TRACKING_URI, else ./mlflow.db. Names are 01_metrics, stats or nbs/stats/01_metrics.ipynb; all without any.
 
 What belongs to one machine or one moment is replaced, as `masks` says, so that two runs give the same files."""
 import argparse
@@ -93,6 +93,12 @@ def masked(text: str, replaced: list) -> str:
     return text
 
 
+def texts_of(output: dict) -> list[str]:
+    "Everything in an output that can be read."
+    kinds = [part for kind, part in output.get('data', {}).items() if kind.startswith('text/') or 'svg' in kind]
+    return [shapes.text_of(part) for part in [output.get('text', ''), *kinds]]
+
+
 def tidy(outputs: list[dict], replaced: list) -> list[dict]:
     "Outputs as they are kept: no messages, no progress bars, nothing that needs a kernel, nothing of one machine."
     kept = []
@@ -147,11 +153,12 @@ def work(path: Path, result: Path):
     outputs = run_with_store(path) if shapes.is_analysis(path) else run_here(path)
     replaced = masks()
     kept = [tidy(o, replaced) for o in outputs]
-    text = json.dumps([[o for o in cell if not o.get('data')] for cell in kept] + [[o['data'] for o in cell if o.get('data')] for cell in kept])
-    for foreign in (str(ROOT), str(Path.home()) + '/'):
+    text = '\n'.join(said for cell in kept for output in cell for said in texts_of(output))
+    for foreign in (str(ROOT), f'{Path.home()}/'):
         if foreign in text:
             place = text.index(foreign)
-            raise SystemExit(f'{path.relative_to(ROOT)} shows a path of this machine: …{text[max(0, place - 80):place + 80]}…')
+            around = text[max(0, place - 80):place + 80]
+            raise SystemExit(f'{path.relative_to(ROOT)} shows a path of this machine: …{around}…')
     result.write_text(json.dumps(kept), encoding='utf-8')
 
 
@@ -179,7 +186,9 @@ def differences(path: Path, outputs: list[list[dict]]) -> list[str]:
 
 def chosen(names: list[str]) -> list[Path]:
     "The notebooks with these names, or below these folders; all that need no store when there are none."
-    paths = [p for p in shapes.notebooks(ROOT / 'nbs') if any(c['cell_type'] == 'code' for c in shapes.read(p)['cells'])]
+    def has_code(path):
+        return any(cell['cell_type'] == 'code' for cell in shapes.read(path)['cells'])
+    paths = [p for p in shapes.notebooks(ROOT / 'nbs') if has_code(p)]
     if not names:
         return [p for p in paths if not shapes.is_analysis(p)]
     found = []
@@ -222,7 +231,8 @@ def run_all(paths: list[Path], jobs: int, take) -> list[str]:
                 if result.exists():
                     take(path, json.loads(result.read_text(encoding='utf-8')))
                 else:
-                    failed.append(f'{path.relative_to(ROOT)}: ' + ('failed' if sentinel in ready else f'stopped after {TIMEOUT_S} s'))
+                    why = 'failed' if sentinel in ready else f'stopped after {TIMEOUT_S} s'
+                    failed.append(f'{path.relative_to(ROOT)}: {why}')
     return failed
 
 
@@ -230,15 +240,15 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description='Run notebooks and keep what they show.')
     parser.add_argument('names', nargs='*', help='notebooks or folders; all that need no store when not given')
     parser.add_argument('-j', '--jobs', type=int, default=2, help='how many at a time (%(default)s)')
-    parser.add_argument('--compare', action='store_true', help='write nothing; fail where outputs are not those of today')
+    parser.add_argument('--compare', action='store_true', help='write nothing; fail where outputs are not of today')
     args = parser.parse_args(argv)
     paths = chosen(args.names)
     os.environ |= dict(COLUMNS='100', LINES='40', IN_TEST='1')
-    if any(not shapes.is_analysis(p) for p in paths):
-        os.environ.pop('MPLBACKEND', None)
-        preload()
-    if all(not shapes.is_analysis(p) for p in paths):
+    os.environ.pop('MPLBACKEND', None)
+    if not any(shapes.is_analysis(p) for p in paths):
         os.environ.pop('MLFLOW_TRACKING_URI', None)
+    if len(paths) > 2:
+        preload()
     found = []
     if args.compare:
         failed = run_all(paths, args.jobs, lambda path, outputs: found.extend(differences(path, outputs)))
@@ -246,10 +256,11 @@ def main(argv: list[str]) -> int:
         failed = run_all(paths, args.jobs, save)
     print(*failed, *found, sep='\n', end='\n' if failed or found else '', file=sys.stderr)
     if found:
-        print(f'outputs: {len(found)} are not those of today: python .ci/outputs.py NOTEBOOK keeps new ones', file=sys.stderr)
+        print(f'outputs: {len(found)} are not those of today: .ci/outputs.py NOTEBOOK keeps new ones', file=sys.stderr)
     if failed or found:
         return 1
-    print(f'outputs: {len(paths)} notebooks ' + ('ran, and show what is stored' if args.compare else 'ran, and keep what they show'))
+    done = 'show what is stored' if args.compare else 'keep what they show'
+    print(f'outputs: {len(paths)} notebooks ran, and {done}')
     return 0
 
 

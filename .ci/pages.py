@@ -25,7 +25,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -186,8 +185,8 @@ def commands(text: str) -> list[str]:
     for line in text.splitlines():
         lines.append(line)
         chunk = '\n'.join(lines)
-        whole = not line.endswith('\\') and subprocess.run(['bash', '-n', '-c', chunk], capture_output=True).returncode == 0
-        if whole:
+        parsed = subprocess.run(['bash', '-n', '-c', chunk], capture_output=True)
+        if parsed.returncode == 0 and not line.endswith('\\'):
             found += [chunk] if chunk.strip() else []
             lines = []
     if lines:
@@ -217,8 +216,7 @@ class Terminal:
     def sh(self, command: str) -> tuple[int, str]:
         "Exit status and output of a command."
         state = self.base / '.terminal'
-        script = (f'cd {self.folder}\n{command}\nstatus=$?\n'
-                  f"{{ pwd; env -0; }} > {state}\nexit $status")
+        script = f"trap '{{ pwd; env -0; }} > {state}' EXIT\ncd {self.folder}\n{command}"
         done = subprocess.run(['bash', '-c', script], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               stdin=subprocess.DEVNULL, text=True, timeout=TIMEOUT_S)
         folder, _, variables = state.read_text(encoding='utf-8').partition('\n')
@@ -374,7 +372,8 @@ def unsupported(page: Page) -> list[str]:
     missing = []
     for cell in page.notebook['cells']:
         prose = FENCE.sub('', ''.join(cell['source'])) if cell['cell_type'] == 'markdown' else ''
-        for number in re.findall(r'(?<![\w./-])\d+\.\d{3,}(?![\w.-])', re.sub(r'<!--.*?-->', '', prose, flags=re.DOTALL)):
+        prose = re.sub(r'<!--.*?-->', '', prose, flags=re.DOTALL)
+        for number in re.findall(r'(?<![\w./-])\d+\.\d{3,}(?![\w-]|\.\d)', prose):
             decimals = len(number.partition('.')[2])
             if not any(f'{float(s):.{decimals}f}' == number for s in shown):
                 missing.append(number)

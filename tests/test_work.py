@@ -15,7 +15,8 @@ NAMES = sorted(p.stem for p in (ROOT / 'nbs').rglob('*.ipynb') if lab.shapes.is_
 @pytest.fixture
 def project(tmp_path):
     "The notebooks of the project, in a git repository."
-    shutil.copytree(ROOT / 'nbs', tmp_path / 'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    without = shutil.ignore_patterns('.ipynb_checkpoints')
+    shutil.copytree(ROOT / 'nbs', tmp_path / 'nbs', ignore=without)
     shutil.copy(ROOT / '.gitignore', tmp_path)
     for command in (['init', '-q'], ['add', '-A'], ['-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-qm', 'all']):
         subprocess.run(['git', *command], cwd=tmp_path, check=True)
@@ -49,7 +50,8 @@ def test_links_and_pictures_lead_somewhere(project):
     found = 0
     for name in NAMES:
         for cell in json.loads((project / f'work/{name}.ipynb').read_text())['cells']:
-            for target in re.findall(r'\]\(([^)#\s]+)', ''.join(cell['source']) if cell['cell_type'] == 'markdown' else ''):
+            text = ''.join(cell['source']) if cell['cell_type'] == 'markdown' else ''
+            for target in re.findall(r'\]\(([^)#\s]+)', text):
                 if not target.startswith('http'):
                     found += 1
                     assert (project / 'work' / unquote(target)).is_file(), f'{name}: {target}'
