@@ -3,7 +3,7 @@
 The notebooks of the modules, the pages of the wings and the map run here, without a store. `--compare` writes nothing:
 it is `make test`'s run of all of them, and fails on an error, and on outputs whose kinds, columns or keys are not those
 of the code today. The analysis notebooks need the runs of `make run`: they run when they are named, on the store of
-MLFLOW_TRACKING_URI, else ./mlflow.db. Names are 01_metrics, stats or nbs/stats/01_metrics.ipynb; all without any.
+MLFLOW_TRACKING_URI, else ./mlflow.db. Names are metrics, stats/01_metrics, stats or a path; all without any.
 
 What belongs to one machine or one moment is replaced, as `masks` says, so that two runs give the same files."""
 import argparse
@@ -184,6 +184,12 @@ def differences(path: Path, outputs: list[list[dict]]) -> list[str]:
     return found
 
 
+def names_of(path: Path) -> set[str]:
+    "What a notebook can be called by: 02_conformal, conformal, stats/02_conformal, stats."
+    inside = path.relative_to(ROOT / 'nbs')
+    return {path.stem, re.sub(r'^\d\d_', '', path.stem), inside.with_suffix('').as_posix(), *inside.parts[:-1]}
+
+
 def chosen(names: list[str]) -> list[Path]:
     "The notebooks with these names, or below these folders; all that need no store when there are none."
     def has_code(path):
@@ -194,8 +200,7 @@ def chosen(names: list[str]) -> list[Path]:
     found = []
     for name in names:
         path = Path(name).absolute()
-        here = [p for p in paths if name in (p.stem, re.sub(r'^\d\d_', '', p.stem)) or path == p or path in p.parents
-                or ROOT / 'nbs' / name in p.parents]
+        here = [p for p in paths if name in names_of(p) or path in (p, *p.parents)]
         if not here:
             raise SystemExit(f'no notebook with code is called {name}, or lies in such a folder')
         found += here
