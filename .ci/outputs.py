@@ -172,6 +172,8 @@ def save(path: Path, outputs: list[list[dict]]):
             cell['outputs'] = kept
     _nbdev_clean(notebook, path=None)
     write_nb(notebook, path)
+    for index in shapes.missing(shapes.read(path)):
+        print(f'{path.relative_to(ROOT)}[{index}]: ends in an expression that has no value: end it with a semicolon')
 
 
 def differences(path: Path, outputs: list[list[dict]]) -> list[str]:
