@@ -71,13 +71,13 @@ def masks() -> list:
         (re.escape(str(Path.home())) + r'(?=/)', '/home/ada'),
         # user, host, processor
         (rf'\b{re.escape(getpass.getuser())}@[\w.-]+', 'ada@vm'),
-        (rf'(?<![\w.-]){re.escape(platform.node())}(?![\w-])', 'vm'),
+        (rf'(?<=host)(\W{{1,6}}){re.escape(platform.node())}\b', r'\1vm'),
         (re.escape(processor()), 'a processor'),
         (r'\b\w+ \d+ \d+ [^\n\']+\((?:AVX|SSE|NEON|DEFAULT)\w*\)', 'a processor'),
         # times, durations, processes, addresses in memory
         (r'\b20\d\d-\d\d-\d\d([ T])\d\d:\d\d(:\d\d)?(\.\d+)?([+-]\d\d:?\d\d|Z)?', moment),
         (r'\b(in|after|took) \d+(?:\.\d+)? (s|ms|min)\b', r'\1 … \2'),
-        (r'\bpid( ?=? ?)\d+', r'pid\g<1>12345'),
+        (r'\bpid(\W{1,6})\d+', r'pid\g<1>12345'),
         (r'(?<=at )0x[0-9a-f]+', '0x0'),
         # the commit, ids of runs (their first eight digits too), ids that pandas gives to styled tables
         (rf'\b{head[:7]}[0-9a-f]*', lambda match: ('c0ffee' * 7)[:len(match[0])]),
