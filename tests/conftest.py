@@ -1,32 +1,14 @@
-"What tests share: a store of their own, small sweeps, and the program as a process."
-import atexit
-import importlib.util
+"Fixtures that tests share: the program as a process, a store with a small sweep, and a store that goes away."
 import os
-import shutil
 import signal
-import sqlite3
 import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from helpers import PROGRAM, SMALL, fresh, sweep_here, uri_of
 
 pytest_plugins = ['browser']  # `page` and `new_page`
 for _name in ('MLFLOW_TRACKING_URI', 'MPLBACKEND'):  # of whoever runs the tests: no store from outside, no window
     os.environ.pop(_name, None)
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = str(Path(sys.executable).with_name('bioai-esol'))
-SMALL = ['--hidden-dim', '8,16', '--lr', '1e-2', '--batch-size', '64', '--dropout', '0,0.2', '--weight-decay', '0,1e-4']
-
-
-def script(name):
-    "A script of .ci/ as a module."
-    spec = importlib.util.spec_from_file_location(f'ci_{name}', ROOT / f'.ci/{name}.py')
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -73,46 +55,6 @@ def swept(tmp_path_factory):
     return folder
 
 
-def uri_of(folder):
-    return f'sqlite:///{folder}/mlflow.db'
-
-
-def fresh(folder):
-    "An embedded store with MLflow's tables and nothing in them. Making them takes seconds, so all workers of a test run share one original."
-    from bioai_esol.store.client import Client
-    original = Path(tempfile.gettempdir()) / f"bioai-tables-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}.db"
-    with FileLock(f'{original}.lock'):
-        if not original.exists():
-            with tempfile.TemporaryDirectory() as making:
-                Client(uri_of(making)).search_experiments()
-                with sqlite3.connect(Path(making) / 'mlflow.db') as db:
-                    db.execute('delete from experiments')  # the first one keeps its artifacts where the tables were made
-                db.close()
-                shutil.move(Path(making) / 'mlflow.db', original)
-            atexit.register(original.unlink, missing_ok=True)
-    shutil.copy(original, Path(folder) / 'mlflow.db')
-    return uri_of(folder)
-
-
-def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42):
-    "A sweep of one run as `run_sweep` writes it, trained in this process: no worker has to import PyTorch for it."
-    from bioai_esol.chem.dataset import load_esol
-    from bioai_esol.sweep.grid import Grid
-    from bioai_esol.training.lineage import lineage
-    from bioai_esol.store.client import connect
-    from bioai_esol.store.writer import Writer
-    from bioai_esol.training.engine import make_task, train
-    grid = Grid(hidden_dim=hidden_dim, lr=1e-2, batch_size=128, dropout=0, weight_decay=0, epochs=epochs, seed=seed, run_tag=run_tag)
-    [config], store = grid.configs(), connect(uri, create=True)
-    task = make_task(load_esol(), config)
-    tags = dict(run_tag=run_tag, kind='run') | lineage(task)
-    parent = store.client.create_run(store.experiment_id, tags=tags | dict(kind='sweep'), run_name=f'sweep {run_tag}').info.run_id
-    writer = Writer(store, task, tags, parent)
-    writer.close(writer.open(writer.draft(config)), train([config], task)[0])
-    store.client.set_terminated(parent, 'FINISHED')
-    return store
-
-
 @pytest.fixture(scope='session')
 def template(tmp_path_factory):
     "A store with three sweeps of one run each, `a` worse than `b` worse than `c`; take it with `copied`."
@@ -121,19 +63,6 @@ def template(tmp_path_factory):
     for tag, epochs in (('a', 1), ('b', 8), ('c', 40)):
         sweep_here(uri_of(folder), tag, epochs)
     return folder
-
-
-def copied(source, folder):
-    "A store moved elsewhere: MLflow keeps absolute addresses of artifacts, and remembers them for each run id as long as a process lives."
-    from mlflow.tracking._tracking_service.client import utils
-    utils._artifact_repos_cache.clear()
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-    with sqlite3.connect(Path(folder) / 'mlflow.db') as db:
-        for place in ('experiments.artifact_location', 'runs.artifact_uri', 'model_versions.source', 'model_versions.storage_location'):
-            table, column = place.split('.')
-            db.execute(f'update {table} set {column} = replace({column}, ?, ?)', (str(source), str(folder)))
-    db.close()
-    return uri_of(folder)
 
 
 @pytest.fixture(scope='module')

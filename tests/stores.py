@@ -14,7 +14,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from conftest import PROGRAM, fresh
+from helpers import PROGRAM, fresh
 
 KEYS = dict(AWS_ACCESS_KEY_ID='tester', AWS_SECRET_ACCESS_KEY='s3-secret-of-the-tests', AWS_DEFAULT_REGION='eu-west-1',
             AWS_EC2_METADATA_DISABLED='true', AWS_CONFIG_FILE='/nowhere', AWS_SHARED_CREDENTIALS_FILE='/nowhere')

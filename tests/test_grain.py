@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from conftest import script
+from helpers import script
 
 grain = script('grain')
 LOOP = 'def f(a):\n' + '    a += 1\n' * 60

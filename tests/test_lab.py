@@ -5,10 +5,8 @@ import subprocess
 
 import nbformat
 import pytest
-from conftest import PROGRAM, ROOT, fresh, script, uri_of
+from helpers import PROGRAM, ROOT, fresh, uri_of
 from lab import figure, jupyterlab, slider, until, wrong
-
-copies = script('lab')
 
 SWEEP = ['--hidden-dim', '32,64', '--lr', '1e-2,3e-3', '--batch-size', '32', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '100']  # the gaps differ
 LONG = ['--hidden-dim', '8,10,12,14,16,18', '--lr', '1e-2,3e-3', '--batch-size', '16,24,32', '--dropout', '0', '--weight-decay', '0', '--epochs', '100',

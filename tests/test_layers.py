@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 WINGS = dict(
     chem='dataset split descriptors graphs bond_graphs',

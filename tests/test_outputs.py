@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 import pytest
-from conftest import ROOT, script
+from helpers import ROOT, script
 
 shapes = script('shapes')
 FRAME = 'import pandas as pd\npd.DataFrame(dict(name=["a"], mean=[1.5], low=[1.0]))'

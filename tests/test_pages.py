@@ -3,7 +3,7 @@ import json
 import time
 
 import pytest
-from conftest import script
+from helpers import script
 
 pages = script('pages')
 SHELL = '```sh\n{}\n```'

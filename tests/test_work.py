@@ -6,7 +6,7 @@ import subprocess
 from urllib.parse import unquote
 
 import pytest
-from conftest import ROOT, script
+from helpers import ROOT, script
 
 lab = script('lab')
 NAMES = sorted(p.stem for p in (ROOT / 'nbs').rglob('*.ipynb') if lab.shapes.is_analysis(p))

@@ -5,12 +5,11 @@ import shutil
 import signal
 import socket
 import tempfile
-import time
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import pytest
-from conftest import copied, fresh, sweep_here
+from helpers import ROOT, copied, fresh, sweep_here
 
 import mlflow
 from bioai_esol.registry import journal
@@ -32,22 +31,22 @@ def forkserver():
     "A process that has everything imported and packed, from which the others are forked; Python 3.11 does not tell it our sys.path."
     FORKS.set_forkserver_preload(['warm'])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('PYTHONPATH', str(Path(__file__).parent))
+        patch.setenv('PYTHONPATH', str(ROOT / 'tests'))
         ensure_running()
 
 
 @pytest.fixture(scope='module')
-def crowned(template, quick, tmp_path_factory):
+def one_champion(template, quick, tmp_path_factory):
     "A store in which `a` is champion; `b` and `c` are better."
-    folder = tmp_path_factory.mktemp('crowned')
+    folder = tmp_path_factory.mktemp('one_champion')
     uri = copied(template, folder)
     assert promote('a', EASY, tracking_uri=uri).champion == '1'
     return folder
 
 
 @pytest.fixture
-def uri(crowned, tmp_path):
-    return copied(crowned, tmp_path / 'store')
+def uri(one_champion, tmp_path):
+    return copied(one_champion, tmp_path / 'store')
 
 
 def sound(uri):
@@ -63,23 +62,23 @@ def sound(uri):
     return seen
 
 
-def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty):
+def test_a_promotion_that_fails_after_any_single_write(one_champion, tmp_path, faulty):
     "The champion is complete at every moment; the next command finishes or undoes, whichever command it is."
-    uri = copied(crowned, tmp_path / 'whole')
+    uri = copied(one_champion, tmp_path / 'whole')
     blow_after(None)
     assert promote('b', EASY, tracking_uri=uri).champion == '2'
     total = Faulty.written
     assert total > 30  # runs, artifacts, version, tags, aliases, journal
     outcomes = []
     for n in range(1, total):
-        uri = copied(crowned, tmp_path / str(n))
+        uri = copied(one_champion, tmp_path / str(n))
         blow_after(n)
         with pytest.raises(StoreError, match='the store is gone'):
             promote('b', EASY, tracking_uri=uri)
         blow_after(None)
         assert load_champion(tracking_uri=uri).version in ('1', '2')  # before anything is repaired
-        act = (status, lambda uri: promote('b', EASY, tracking_uri=uri), lambda uri: set_alias('shadow', '1', tracking_uri=uri))[n % 3]
-        act(uri)
+        acts = (lambda: status(tracking_uri=uri), lambda: promote('b', EASY, tracking_uri=uri), lambda: set_alias('shadow', '1', tracking_uri=uri))
+        acts[n % 3]()
         seen = sound(uri)
         outcomes.append(seen.aliases['champion'])
         assert len(seen.versions) <= 2  # a registration that was begun is finished, not made again
@@ -89,8 +88,8 @@ def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty
 
 
 @pytest.mark.parametrize('what', ['rollback', 'alias', 'candidate'])
-def test_a_rollback_and_an_alias_that_fail_after_any_single_write(crowned, tmp_path, faulty, what):
-    whole = copied(crowned, tmp_path / 'whole')
+def test_a_rollback_and_an_alias_that_fail_after_any_single_write(one_champion, tmp_path, faulty, what):
+    whole = copied(one_champion, tmp_path / 'whole')
     assert promote('b', EASY, tracking_uri=whole).champion == '2'
     if what == 'candidate':
         assert promote('a', EASY, tracking_uri=whole).champion == '2'
@@ -137,13 +136,13 @@ def stopped_promotion(uri, writes, reached):
     promote('b', EASY, tracking_uri=uri)
 
 
-def test_a_promotion_killed_at_any_of_ten_moments(crowned, tmp_path, faulty):
+def test_a_promotion_killed_at_any_of_ten_moments(one_champion, tmp_path, faulty):
     "SIGKILL, at moments spread over the writes of a promotion (the first is that of the retraining); the next command repairs."
     blow_after(None)
-    promote('b', EASY, tracking_uri=copied(crowned, tmp_path / 'whole'))
+    promote('b', EASY, tracking_uri=copied(one_champion, tmp_path / 'whole'))
     total, champions = Faulty.written, []
     for i in range(10):
-        uri, reached = copied(crowned, tmp_path / str(i)), FORKS.Event()
+        uri, reached = copied(one_champion, tmp_path / str(i)), FORKS.Event()
         p = FORKS.Process(target=stopped_promotion, args=(uri, 1 + i * (total - 2) // 9, reached), daemon=True)
         p.start()
         assert reached.wait(120)
@@ -207,9 +206,9 @@ def test_two_promotions_at_once(uri, tags):
         assert promotions.moves.iloc[-1].startswith('champion: 2 → 3') and 'candidate' not in seen.aliases
 
 
-def test_two_machines_at_once_on_a_server(crowned, tmp_path):
+def test_two_machines_at_once_on_a_server(one_champion, tmp_path):
     "No lock file is shared: each believes to be on a machine of its own. And a claim of a machine that died does not block for ever."
-    copied(crowned, tmp_path)
+    copied(one_champion, tmp_path)
     for name in ('one', 'two'):
         (tmp_path / name).mkdir()
     with mlflow_server(tmp_path) as server:
@@ -224,11 +223,10 @@ def test_two_machines_at_once_on_a_server(crowned, tmp_path):
         lease = journal.LEASE_S
         try:
             journal.LEASE_S = 3.
-            start = time.monotonic()
             set_alias('shadow', '1', tracking_uri=uri)
-            assert 3 <= time.monotonic() - start < 15
         finally:
             journal.LEASE_S = lease
+        assert 'claim.dead' not in store.client.get_registered_model(journal.MODEL).tags
         sound(uri)
 
 
@@ -236,10 +234,14 @@ def test_a_live_claim_of_another_machine_is_waited_for(uri):
     store = connect(uri)
     store.client.set_registered_model_tag(journal.MODEL, 'claim.live', '{"who": "x@three", "host": "three", "pid": 1, "time": "now"}')
     import threading
-    threading.Timer(1.5, lambda: connect(uri).client.delete_registered_model_tag(journal.MODEL, 'claim.live')).start()
-    start = time.monotonic()
+    gone = threading.Event()
+
+    def release():
+        gone.set()
+        connect(uri).client.delete_registered_model_tag(journal.MODEL, 'claim.live')
+    threading.Timer(1.5, release).start()
     with turn(store) as t:
-        assert time.monotonic() - start > 1.4
+        assert gone.is_set()
         assert list(t.seen.claims) and 'live' not in t.seen.claims
 
 

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import fresh, sweep_here
+from helpers import fresh, sweep_here
 from quick import EASY
 
 from bioai_esol.errors import BioaiError

@@ -4,13 +4,12 @@ import subprocess
 
 import nbformat
 import pytest
-from conftest import PROGRAM, ROOT, fresh, uri_of
+from helpers import EASY_OPTIONS, PROGRAM, ROOT, fresh, uri_of
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 SWEEP = ['--hidden-dim', '8,16,24', '--lr', '3e-3,1e-2', '--batch-size', '64', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '6',
          '--run-tag', 'twelve']
-EASY = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--allow-dirty']
 
 
 @pytest.fixture(scope='module')
@@ -18,7 +17,7 @@ def folder(tmp_path_factory):
     "A working directory with twelve runs and a champion."
     folder = tmp_path_factory.mktemp('analysed')
     fresh(folder)
-    for command in (['sweep', *SWEEP], ['promote', *EASY]):
+    for command in (['sweep', *SWEEP], ['promote', *EASY_OPTIONS]):
         done = subprocess.run([PROGRAM, *command], cwd=folder, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder

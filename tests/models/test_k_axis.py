@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import fresh
+from helpers import fresh
 from safetensors.torch import load_file
 from torch_geometric.data import Batch as PyGBatch
 

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from conftest import PROGRAM, SMALL, fresh
+from helpers import PROGRAM, SMALL, fresh, wait_until
 
 from bioai_esol.errors import BioaiError
 from bioai_esol.chem.dataset import load_esol
@@ -43,13 +43,9 @@ def statuses(folder):
         return {}
 
 
-def wait_until(folder, condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        if condition(statuses(folder)):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f'never happened: {statuses(folder)}, exit {process.poll()}, {process.communicate()}')
+def wait_for(folder, moment, process):
+    "Until the runs of the store in `folder`, counted by status, are as `moment` wants them."
+    wait_until(lambda: moment(statuses(folder)), process, seconds=120)
 
 
 def descendants(pid):
@@ -82,7 +78,7 @@ def test_killed_three_times(tmp_path, undisturbed):
     moments = [lambda s: sum(s.values()) >= 1, lambda s: s.get('RUNNING', 0) >= 6, lambda s: s.get('FINISHED', 0) >= 2]
     for moment in moments:
         process = start(tmp_path)
-        wait_until(tmp_path, moment, process)
+        wait_for(tmp_path, moment, process)
         children = descendants(process.pid)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
@@ -109,7 +105,7 @@ def test_killed_three_times(tmp_path, undisturbed):
 @pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_politely(tmp_path, sig):
     process = start(tmp_path)
-    wait_until(tmp_path, lambda s: s.get('RUNNING', 0) >= 4, process)
+    wait_for(tmp_path, lambda s: s.get('RUNNING', 0) >= 4, process)
     os.killpg(process.pid, sig) if sig == signal.SIGINT else os.kill(process.pid, sig)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -119,7 +115,7 @@ def test_interrupted_politely(tmp_path, sig):
 
 def test_two_sweeps_at_once_are_refused(tmp_path, here):
     process = start(tmp_path, epochs=20_000)  # still at work when the second one has started, however slow the machine
-    wait_until(tmp_path, lambda s: s.get('RUNNING', 0) >= 1, process)
+    wait_for(tmp_path, lambda s: s.get('RUNNING', 0) >= 1, process)
     second = here('sweep', *LONGER)
     assert second.returncode == 2 and "a sweep with the run tag 'small' is running" in second.stderr
     assert process.poll() is None
@@ -130,7 +126,7 @@ def test_two_sweeps_at_once_are_refused(tmp_path, here):
 
 def test_a_dying_worker_fails_its_runs_and_the_sweep_goes_on(tmp_path):
     process = start(tmp_path)
-    wait_until(tmp_path, lambda s: s.get('RUNNING', 0) >= 8, process)
+    wait_for(tmp_path, lambda s: s.get('RUNNING', 0) >= 8, process)
     worker = next(p for p in descendants(process.pid) if b'spawn_main' in open(f'/proc/{p}/cmdline', 'rb').read())
     os.kill(worker, signal.SIGKILL)
     out, err = process.communicate(timeout=200)

@@ -6,7 +6,7 @@ import time
 
 import pandas as pd
 import pytest
-from conftest import copied, uri_of
+from helpers import copied, uri_of
 from stores import mlflow_server
 
 from bioai_esol.store.runs import load_histories, load_predictions, load_runs

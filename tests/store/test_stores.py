@@ -7,7 +7,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from conftest import fresh, sweep_here
+from helpers import EASY_OPTIONS, fresh, sweep_here
 from stores import KEYS, Postgres, mlflow_server, postgres, s3
 
 from bioai_esol.store.runs import load_histories, load_predictions, load_runs
@@ -15,7 +15,6 @@ from bioai_esol.registry.versions import check
 from bioai_esol.store.client import connect
 from bioai_esol.store.runs import runs_table
 
-LOOSE = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--regression-tolerance', '0.5', '--allow-dirty']
 TINY = ['--hidden-dim', '8', '--lr', '1e-2', '--batch-size', '128', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '2', '--workers', '1']
 
 
@@ -79,10 +78,10 @@ def test_the_whole_path(case, here, monkeypatch):
     assert swept.returncode == 0, swept.stderr
     assert '2 trained, 0 finished before, 0 failed' in swept.stdout and 'View run' not in swept.stdout
     assert '0 trained, 2 finished before' in here('sweep', *TINY, '--run-tag', 'first').stdout
-    first = here('promote', '--run-tag', 'first', *LOOSE, '--json')
+    first = here('promote', '--run-tag', 'first', *EASY_OPTIONS, '--json')
     assert first.returncode == 0 and json.loads(first.stdout)['champion'] == '1'  # JSON and nothing else, whatever MLflow has to say
     sweep_here(case.uri, 'second', 40)
-    better = here('promote', '--run-tag', 'second', *LOOSE)
+    better = here('promote', '--run-tag', 'second', *EASY_OPTIONS)
     assert better.returncode == 0 and 'champion: version 2' in better.stdout, better.stdout + better.stderr
     asked = [json.loads(here('predict', 'CCO', 'C1CC', '--json').stdout)]
     assert 'champion: version 1' in here('rollback', '--reason', 'drift').stdout

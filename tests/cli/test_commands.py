@@ -3,27 +3,30 @@ import csv
 import json
 import shutil
 import subprocess
-import time
 from xml.etree import ElementTree
 
 import pytest
-from conftest import PROGRAM, fresh
-
-EASY = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--allow-dirty']
+from helpers import EASY_OPTIONS, PROGRAM, copied, fresh
 
 
 @pytest.fixture(scope='module')
-def crowned(tmp_path_factory):
-    "A working directory with a champion."
-    folder = tmp_path_factory.mktemp('crowned')
+def with_champion(tmp_path_factory):
+    "A working directory with one sweep and a champion; tests that change it take a copy: `champion_folder`."
+    folder = tmp_path_factory.mktemp('champion')
     fresh(folder)
     subprocess.run([PROGRAM, 'sweep', '--hidden-dim', '16', '--lr', '1e-2', '--batch-size', '64', '--dropout', '0', '--weight-decay', '0',
                     '--epochs', '4', '--run-tag', 'tiny'], cwd=folder, check=True, capture_output=True, timeout=200)
-    done = subprocess.run([PROGRAM, 'promote', *EASY, '--json'], cwd=folder, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([PROGRAM, 'promote', *EASY_OPTIONS, '--json'], cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert outcome['approved'] and outcome['champion'] == '1' and outcome['decisions'][0]['note'] == 'bit for bit'
     return folder
+
+
+@pytest.fixture
+def champion_folder(with_champion, tmp_path):
+    copied(with_champion, tmp_path / 'store')
+    return tmp_path / 'store'
 
 
 def one_line(done, status, *words):
@@ -33,10 +36,9 @@ def one_line(done, status, *words):
         assert word in done.stderr, done.stderr
 
 
-def test_help_is_quick_and_names_the_commands(program, here):
-    start = time.perf_counter()
+def test_help_names_the_commands(program, here):
     done = program('--help')
-    assert done.returncode == 0 and time.perf_counter() - start < 5  # its limit is one second; loaded machines get room
+    assert done.returncode == 0
     commands = ('train', 'sweep', 'promote', 'rollback', 'archive', 'restore', 'alias', 'status', 'history', 'compare', 'predict', 'report', 'server', 'doctor',
                 'serve', 'migrate', 'benchmark')
     for word in (*commands, 'Exit status'):
@@ -100,83 +102,86 @@ def test_bad_rows_stop_the_run_unless_skipped(here, tmp_path):
     one_line(here(*args), 2, 'mine.csv line 5', 'mine.csv line 9', '2 of 100 rows', '--skip-bad-rows')
     done = here(*args, '--skip-bad-rows')
     assert done.returncode == 0 and '2 rows left out' in done.stdout and 'line 5' in done.stdout
-    promoted = here('promote', *EASY)
+    promoted = here('promote', *EASY_OPTIONS)
     assert promoted.returncode == 0, (promoted.stdout, promoted.stderr)
 
 
-def test_predict_in_another_process(program, here, crowned, tmp_path):
-    done = program('predict', 'CCO', cwd=crowned)
+def test_predict_in_another_process(program, here, with_champion, tmp_path):
+    done = program('predict', 'CCO', cwd=with_champion)
     assert done.returncode == 0 and 'CCO' in done.stdout
-    rows = json.loads(here('predict', 'CCO', 'C1CC', 'C', '--json', cwd=crowned).stdout)
+    rows = json.loads(here('predict', 'CCO', 'C1CC', 'C', '--json', cwd=with_champion).stdout)
     assert [r['error'] == '' for r in rows] == [True, False, True]
     assert rows[1]['log_solubility'] is None and rows[0]['model_version'] == '1'
     assert rows[0]['solubility_mol_per_l'] == pytest.approx(10 ** rows[0]['log_solubility'])
     (tmp_path / 'in.csv').write_text('id,smiles\n1,CCO\n2,nonsense(\n3,C\n')
-    done = here('predict', '--input', tmp_path / 'in.csv', '--output', tmp_path / 'out.csv', cwd=crowned)
+    done = here('predict', '--input', tmp_path / 'in.csv', '--output', tmp_path / 'out.csv', cwd=with_champion)
     assert done.returncode == 0 and '3 molecules, 1 with an error' in done.stdout
     with open(tmp_path / 'out.csv', newline='') as f:
         table = list(csv.DictReader(f))
     assert [r['id'] for r in table] == ['1', '2', '3']
     assert float(table[0]['log_solubility']) == pytest.approx(rows[0]['log_solubility'])
     assert 'nonsense(' in table[1]['error'] and not table[1]['log_solubility']
-    one_line(here('predict', '--input', tmp_path / 'absent.csv', cwd=crowned), 2, 'absent.csv')
+    one_line(here('predict', '--input', tmp_path / 'absent.csv', cwd=with_champion), 2, 'absent.csv')
     (tmp_path / 'wrong.csv').write_text('molecule\nCCO\n')
-    one_line(here('predict', '--input', tmp_path / 'wrong.csv', cwd=crowned), 2, "no column 'smiles'")
+    one_line(here('predict', '--input', tmp_path / 'wrong.csv', cwd=with_champion), 2, "no column 'smiles'")
 
 
-def test_predict_prints_what_fits_and_draws_why(here, crowned, tmp_path):
-    header, row = here('predict', 'CCO', cwd=crowned).stdout.splitlines()
+def test_predict_prints_what_fits_and_draws_why(here, with_champion, tmp_path):
+    header, row = here('predict', 'CCO', cwd=with_champion).stdout.splitlines()
     cells = dict(zip(header.split(), row.split()))
     assert list(cells) == ['smiles', 'log_solubility', 'low', 'high', 'unit', 'solubility_mol_per_l', 'similarity', 'domain', 'model_version']
     assert [len(cells[c].split('.')[1]) for c in ('log_solubility', 'low', 'high', 'similarity')] == [3, 3, 3, 2]
     drawings = tmp_path / 'new' / 'drawings'
-    done = here('predict', 'CCO', '../C1CC', 'C', '--explain', drawings, cwd=crowned)
+    done = here('predict', 'CCO', '../C1CC', 'C', '--explain', drawings, cwd=with_champion)
     assert done.returncode == 0 and f'2 drawings of 3 molecules written to {drawings}' in done.stdout, done.stderr
     assert 'cannot read' in done.stdout and 'error' in done.stdout
     assert sorted(p.name for p in drawings.iterdir()) == ['0.svg', '2.svg']
     legends = [ElementTree.parse(p).getroot().findall('{*}text')[-1].text for p in sorted(drawings.iterdir())]
     assert legends[0].startswith('blue: more soluble') and legends[1].startswith('no colours')
-    done = here('predict', 'CCO', '--json', '--explain', drawings, cwd=crowned)
+    done = here('predict', 'CCO', '--json', '--explain', drawings, cwd=with_champion)
     assert len(json.loads(done.stdout)) == 1 and '1 drawing of 1 molecule written' in done.stderr
     (tmp_path / 'file').touch()
-    one_line(here('predict', 'CCO', '--explain', tmp_path / 'file', cwd=crowned), 2, 'cannot write', 'file', 'exists')
+    one_line(here('predict', 'CCO', '--explain', tmp_path / 'file', cwd=with_champion), 2, 'cannot write', 'file', 'exists')
 
 
-def test_status_history_and_rollback(here, crowned):
-    [row] = json.loads(here('status', '--json', cwd=crowned).stdout)
+def test_status_history_and_rollback(here, champion_folder):
+    [row] = json.loads(here('status', '--json', cwd=champion_folder).stdout)
     assert (row['version'], row['alias'], row['status'], row['why']) == ('1', 'champion', 'champion', 'first champion')
-    done = here('rollback', '--reason', 'drift', cwd=crowned)
+    done = here('rollback', '--reason', 'drift', cwd=champion_folder)
     assert done.returncode == 1 and 'no earlier champion' in done.stdout
-    told = json.loads(here('history', '--json', cwd=crowned).stdout)
-    assert [(e['action'], e['outcome']) for e in told][:4] == [('register', 'done'), ('candidate', 'done'), ('promote', 'done'), ('rollback', 'refused')]
-    shown = here('history', cwd=crowned).stdout
+    told = json.loads(here('history', '--json', cwd=champion_folder).stdout)
+    assert [(e['action'], e['outcome']) for e in told] == [('register', 'done'), ('candidate', 'done'), ('promote', 'done'), ('rollback', 'refused')]
+    shown = here('history', cwd=champion_folder).stdout
     assert 'champion: – → 1' in shown and 'no earlier champion' in shown and max(map(len, shown.splitlines())) <= 140
-    shown = here('status', cwd=crowned).stdout
+    shown = here('status', cwd=champion_folder).stdout
     assert 'champion' in shown and f"{row['test_rmse']:.4f}" in shown
-    checked = here('status', '--check', cwd=crowned)
+    checked = here('status', '--check', cwd=champion_folder)
     assert checked.returncode == 0 and checked.stdout.count('✓') == 6
 
 
-def test_aliases_and_the_archive(here, crowned):
-    assert here('alias', 'shadow', 'champion', cwd=crowned).stdout.strip() == 'version 1: alias, shadow set'
-    assert here('alias', 'shadow', '--remove', cwd=crowned).returncode == 0
-    one_line(here('alias', 'shadow', '--remove', cwd=crowned), 2, "there is no alias 'shadow'")
-    one_line(here('alias', 'champion', '1', cwd=crowned), 2, 'is moved by')
-    one_line(here('archive', '1', '--reason', 'old', cwd=crowned), 2, 'version 1 is the champion')
-    one_line(here('restore', '7', '--reason', 'new', cwd=crowned), 2, "no version '7'", 'there are: 1, champion')
-    one_line(here('compare', '1', 'champion', cwd=crowned), 2, 'are the same version')
-    one_line(here('promote', '--version', '9', cwd=crowned), 2, "no version '9'")
-    one_line(here('promote', '--run-tag', 'nothing', cwd=crowned), 2, "no runs with the run tag 'nothing'", 'run tags: tiny')
+def test_aliases_and_the_archive(here, champion_folder):
+    assert here('alias', 'shadow', 'champion', cwd=champion_folder).stdout.strip() == 'version 1: alias, shadow set'
+    assert here('alias', 'shadow', '--remove', cwd=champion_folder).returncode == 0
+    one_line(here('alias', 'shadow', '--remove', cwd=champion_folder), 2, "there is no alias 'shadow'")
+    one_line(here('alias', 'champion', '1', cwd=champion_folder), 2, 'is moved by')
+    one_line(here('archive', '1', '--reason', 'old', cwd=champion_folder), 2, 'version 1 is the champion')
+    one_line(here('restore', '7', '--reason', 'new', cwd=champion_folder), 2, "no version '7'", 'there are: 1, champion')
+    one_line(here('compare', '1', 'champion', cwd=champion_folder), 2, 'are the same version')
+    one_line(here('promote', '--version', '9', cwd=champion_folder), 2, "no version '9'")
+    one_line(here('promote', '--run-tag', 'nothing', cwd=champion_folder), 2, "no runs with the run tag 'nothing'", 'run tags: tiny')
 
 
-def test_promote_says_no_with_status_1_and_the_way_out(here, crowned):
-    done = here('promote', '--gap-threshold', '1e-9', '--r2-tolerance', '0', '--dry-run', '--json', cwd=crowned)
+def test_promote_says_no_with_status_1_and_which_threshold_would_do(here, champion_folder):
+    "The gap of the one run is far above 1e-9: refused, and the threshold that is named admits it."
+    done = here('promote', '--gap-threshold', '1e-9', '--r2-tolerance', '0', '--dry-run', '--json', cwd=champion_folder)
     outcome = json.loads(done.stdout)
-    assert done.returncode == (0 if outcome['approved'] else 1)
-    if outcome['smallest_gap_threshold'] is not None:
-        again = here('promote', '--gap-threshold', outcome['smallest_gap_threshold'], '--dry-run', '--allow-dirty', cwd=crowned)
-        assert 'no candidate' not in again.stdout
-    again = here('promote', *EASY, cwd=crowned)
+    assert done.returncode == 1 and not outcome['approved'] and outcome['smallest_gap_threshold'] > 1e-9
+    again = here('promote', '--gap-threshold', outcome['smallest_gap_threshold'], '--dry-run', '--allow-dirty', cwd=champion_folder)
+    assert 'no candidate' not in again.stdout
+
+
+def test_the_champion_is_not_promoted_again(here, champion_folder):
+    again = here('promote', *EASY_OPTIONS, cwd=champion_folder)
     assert again.returncode == 0 and 'is the champion already' in again.stdout
 
 
@@ -188,5 +193,5 @@ def test_a_dry_run_changes_nothing(here, swept, tmp_path):
             return [db.execute(f'select count(*) from {t}').fetchone() for t in ('runs', 'tags', 'registered_models', 'registered_model_tags',
                                                                                      'model_versions')]
     before = runs()
-    here('promote', '--dry-run', *EASY, cwd=tmp_path / 'copy')
+    here('promote', '--dry-run', *EASY_OPTIONS, cwd=tmp_path / 'copy')
     assert runs() == before

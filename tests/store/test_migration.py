@@ -13,7 +13,7 @@ import time
 
 import pytest
 import stores
-from conftest import copied, uri_of
+from helpers import copied, uri_of, wait_until
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from quick import EASY
@@ -247,25 +247,18 @@ def test_a_database_that_keeps_something_else(refused, blank, table, body):
 def sleeping(uri): return asked(uri, "select pid from pg_stat_activity where wait_event = 'PgSleep'")
 
 
-def wait(until, seconds=60):
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 def test_a_process_that_is_killed_in_the_middle(source, spare):
     "Nobody sees what is not done, nothing of it stays, and the next one succeeds."
-    code = f'from bioai_esol.migration import migrate; migrate({source!r}, {spare!r})'
+    code = f'from bioai_esol.store.migration import migrate; migrate({source!r}, {spare!r})'
     env = dict(os.environ, PGOPTIONS='-c client_connection_check_interval=100')
     with trigger(spare, 'model_versions', 'perform pg_sleep(60)'):
         with subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as p:
-            wait(lambda: sleeping(spare))
+            wait_until(lambda: sleeping(spare))
             assert rows(spare) == (0, 0, 0, 0)
             p.kill()
             said = p.communicate(timeout=60)[1]
         assert p.returncode == -signal.SIGKILL, said
-        wait(lambda: not sleeping(spare))
+        wait_until(lambda: not sleeping(spare))
     assert untouched(spare)
     assert migrate(source, spare).equal.all()
     assert rows(spare) == rows(source)
@@ -273,7 +266,7 @@ def test_a_process_that_is_killed_in_the_middle(source, spare):
 
 def test_a_process_that_is_interrupted_in_the_middle(source, spare):
     with trigger(spare, 'model_versions', 'perform pg_sleep(0.5)'):
-        interrupt = threading.Thread(target=lambda: (wait(lambda: sleeping(spare)), os.kill(os.getpid(), signal.SIGINT)))
+        interrupt = threading.Thread(target=lambda: (wait_until(lambda: sleeping(spare)), os.kill(os.getpid(), signal.SIGINT)))
         interrupt.start()
         with pytest.raises(KeyboardInterrupt):
             migrate(source, spare)

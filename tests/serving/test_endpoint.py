@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 import yaml
-from conftest import PROGRAM, copied
+from helpers import PROGRAM, copied, uri_of
 
 from bioai_esol.registry.journal import snapshot
 from bioai_esol.registry.promotion import promote
@@ -25,18 +25,19 @@ NO_PICKLE = dict(MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
 
 
 @pytest.fixture(scope='module')
-def crowned(template, quick, tmp_path_factory):
+def with_champion(template, quick, tmp_path_factory):
+    "A working directory with one champion."
     folder = tmp_path_factory.mktemp('served')
     assert promote('a', EASY, tracking_uri=copied(template, folder)).champion == '1'
     return folder
 
 
 @pytest.fixture
-def uri(crowned): return f'sqlite:///{crowned}/mlflow.db'
+def uri(with_champion): return uri_of(with_champion)
 
 
 @pytest.fixture
-def model(uri, crowned): return crowned / 'mlartifacts' / snapshot(connect(uri)).versions['1'].run_id / 'artifacts' / 'model'
+def model(uri, with_champion): return with_champion / 'mlartifacts' / snapshot(connect(uri)).versions['1'].run_id / 'artifacts' / 'model'
 
 
 def is_pickle(raw):
@@ -87,12 +88,12 @@ def test_mlflow_loads_it_in_another_process(uri):
     agrees(json.loads(done.stdout.splitlines()[-1]), uri)
 
 
-def test_the_champion_is_served_over_http(uri, crowned, here):
+def test_the_champion_is_served_over_http(uri, with_champion, here):
     "`bioai-esol serve` is `mlflow models serve` on the champion of that moment: it says which, and stays with it."
     port = free_port()
     url = f'http://127.0.0.1:{port}'
-    command, log = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri], crowned / 'serve.log'
-    with process(command, log, lambda: 'Ctrl-C stops it' in log.read_text(), cwd=crowned) as p:
+    command, log = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri], with_champion / 'serve.log'
+    with process(command, log, lambda: 'Ctrl-C stops it' in log.read_text(), cwd=with_champion) as p:
         def ask(body):
             request = Request(f'{url}/invocations', json.dumps(body).encode(), {'Content-Type': 'application/json'})
             answer = urlopen(request, timeout=60).read().decode()
@@ -108,9 +109,10 @@ def test_the_champion_is_served_over_http(uri, crowned, here):
         assert p.wait(20) == 0
 
 
-def test_altered_weights_answer_nobody(uri, model):
-    "MLflow's own loader does not know our checksums; the model compares them itself. The last test of this file: it breaks the store."
-    weights = model / 'artifacts' / 'weights.safetensors'
+def test_altered_weights_answer_nobody(with_champion, tmp_path):
+    "MLflow's own loader does not know our checksums; the model compares them itself."
+    uri = copied(with_champion, tmp_path)
+    [weights] = tmp_path.glob('mlartifacts/*/artifacts/model/artifacts/weights.safetensors')
     weights.write_bytes(weights.read_bytes()[:-1] + b'\1')
     done = in_another_process(uri)
     assert done.returncode != 0 and 'not the registered ones' in done.stderr

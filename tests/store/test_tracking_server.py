@@ -4,13 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
-from conftest import PROGRAM
+from helpers import PROGRAM
 from stores import free_port, mlflow_server, postgres
 
 from bioai_esol.registry.journal import snapshot
@@ -20,11 +19,10 @@ PASSWORD = 'a-password-of-the-tests'
 
 
 def start(folder, *args):
-    "A server that is expected not to start: its one line, and how long it took."
-    begun = time.monotonic()
+    "A server that is expected not to start: its one line."
     done = subprocess.run([PROGRAM, 'server', *args], cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    return done.stderr, time.monotonic() - begun
+    return done.stderr
 
 
 def ask(url, method='GET', body=None, **headers):
@@ -57,7 +55,7 @@ def test_what_it_does_not_start_with(here, args, env, said, monkeypatch):
 
 
 def test_databases_that_cannot_be_used(tmp_path, here, monkeypatch):
-    "Wrong password, no such database, no right to make tables, an older schema: each in one line, within seconds."
+    "Wrong password, no such database, no right to make tables, an older schema: each in one line."
     with postgres() as cluster:
         monkeypatch.setenv('PGPASSWORD', cluster.password)
         uri = cluster.create('esol')
@@ -68,14 +66,11 @@ def test_databases_that_cannot_be_used(tmp_path, here, monkeypatch):
         for backend, password, said in ((uri, 'wrong', 'password authentication failed'), (cluster.uri('none'), cluster.password, 'createdb'),
                                         (uri, cluster.password, 'mlflow db upgrade'), (uri.replace('esol@', 'guest@'), 'guest', 'GRANT CREATE')):
             monkeypatch.setenv('PGPASSWORD', password)
-            begun = time.monotonic()
             done = here('server', '--port', free_port(), '--backend', backend)
             assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
             assert password == 'guest' or password not in done.stderr.replace('wrong password', '')
-            assert time.monotonic() - begun < 10
-    begun = time.monotonic()
     done = here('server', '--port', free_port(), '--backend', uri)  # the cluster is gone
-    assert done.returncode == 2 and 'refused' in done.stderr and time.monotonic() - begun < 10
+    assert done.returncode == 2 and 'refused' in done.stderr
 
 
 def test_an_open_server(tmp_path):
@@ -98,8 +93,8 @@ def test_an_open_server(tmp_path):
         outside = dict(name='out', artifact_location='file:///etc#../..')
         assert ask(server.url + '/api/2.0/mlflow/experiments/create', 'POST', outside)[0] == 400
 
-        said, seconds = start(tmp_path, '--port', server.url.rsplit(':', 1)[1])
-        assert 'give another --port' in said and seconds < 15
+        said = start(tmp_path, '--port', server.url.rsplit(':', 1)[1])
+        assert 'give another --port' in said
         told = (tmp_path / 'server.log').read_text()
         assert f'export MLFLOW_TRACKING_URI={server.url}' in told and 'Traceback' not in told
         os.kill(server.pid, signal.SIGINT)
