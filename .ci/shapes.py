@@ -75,7 +75,7 @@ def labels(text: str) -> dict:
     "Keys of dicts, names of fields, and the columns of a frame that was printed."
     first = text.strip('\n').partition('\n')[0]
     words = re.split(r'\s+', first.strip())
-    head = words if len(words) > 2 and all(re.fullmatch(NAME, w) for w in words) and '  ' in first else []
+    head = words if len(words) > 1 and all(re.fullmatch(NAME, w) for w in words) and '  ' in first else []
     return dict(columns=head, keys=sorted(set(re.findall(rf"'({NAME})':", text))),
                 fields=sorted(set(re.findall(rf'\b({NAME})=', text))))
 

@@ -33,7 +33,7 @@ def project(tmp_path):
 
     def run(*args):
         command = [sys.executable, tmp_path / '.ci/outputs.py', *args]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     make.path, make.run = path, run
     return make
 
@@ -113,7 +113,7 @@ print("a warning", file=sys.stderr)''', 'object()'])
     assert project.path.read_text() == kept
     [[said], [address]] = outputs(project.path)
     for place in (getpass.getuser() + '@', str(project.path.parent), f'{tempfile.gettempdir()}/tmp', 'a warning'):
-        assert place not in kept
+        assert place not in json.dumps(outputs(project.path))
     paths, times, ids = ''.join(said['text']).splitlines()
     assert paths.startswith('/tmp/folder /home/ada/bioai-esol/nbs/chem ') and paths.endswith(' ada@vm')
     assert times.startswith('2026-01-01 12:00:00.000000 2026-01-01T12:00:00+') and times.endswith('in … s')
