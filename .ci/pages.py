@@ -199,7 +199,7 @@ class Terminal:
 
     def __init__(self, base: Path, folder: str | None):
         self.base, self.kernel, self.left_running = base, None, []
-        self.folder = base / (folder or '.')
+        self.folder = base / folder if folder else base
         self.folder.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
         kept_out = {k: v for k, v in os.environ.items() if not k.startswith(('MLFLOW_', 'AWS_', 'PG'))}
@@ -416,8 +416,8 @@ def tree_is_clean() -> bool:
     return not subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def make(pages: list[Page], some: bool) -> int:
-    "Run the pages and write their outputs; `some` are not all of them."
+def make(pages: list[Page], some: bool, folder: Path) -> int:
+    "Run the pages and write the outputs of those that ran to their end; `some` are not all of them."
     if not tree_is_clean():
         raise SystemExit('the package has changes that are not committed: the outputs would be of no commit')
     git = ['git', '-C', str(ROOT), 'rev-parse', '--short=12', 'HEAD']
@@ -425,23 +425,31 @@ def make(pages: list[Page], some: bool) -> int:
     today = probe()
     if some and FORM.exists() and form_digest(today) != form_digest(FORM.read_text(encoding='utf-8')):
         raise SystemExit('the program prints another form than at the last run of all pages: run all of them')
-    with tempfile.TemporaryDirectory() as folder:
-        printed = [(page, run_page(page, Path(folder))) for page in pages if page.to_run]
     FORM.write_text(today, encoding='utf-8')
-    for page, texts in printed:
-        start = f'<!-- outputs: commit {commit}, {date.today()}; form {form_digest(today)}, blocks '
-        page.path.write_text(written(page, texts, start + '0 -->'), encoding='utf-8')
-        again = read_page(page.path)
-        page.path.write_text(written(again, {}, start + f'{digest(again)} -->'), encoding='utf-8')
-        for number in unsupported(read_page(page.path)):
-            print(f'{page.name}: the prose says {number}, and no output on the page does')
-    return 0
+    record, failed = f'<!-- outputs: commit {commit}, {date.today()}; form {form_digest(today)}, blocks ', []
+    for page in (p for p in pages if p.to_run):
+        try:
+            save(page, run_page(page, folder), record)
+        except (SystemExit, subprocess.TimeoutExpired) as e:
+            failed.append(f'{page.name} is as it was: {e}')
+    print(*failed, sep='\n', end='\n' if failed else '', file=sys.stderr)
+    return bool(failed)
+
+
+def save(page: Page, printed: dict[int, list[str]], record: str):
+    "Write a page with its outputs and a record of them, and name the figures of its prose that no output has."
+    page.path.write_text(written(page, printed, f'{record}0 -->'), encoding='utf-8')
+    again = read_page(page.path)
+    page.path.write_text(written(again, {}, f'{record}{digest(again)} -->'), encoding='utf-8')
+    for number in unsupported(again):
+        print(f'{page.name}: the prose says {number}, and no output on the page does')
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description='Run the commands on the pages and write what they print under them.')
     parser.add_argument('pages', nargs='*', help='tutorial, howto/seeds, …; all when not given')
     parser.add_argument('--check', action='store_true', help='write nothing; fail where a page is not of today')
+    parser.add_argument('--folder', type=Path, help='run in this folder and keep it; a new one when not given')
     parser.add_argument('--list', action='store_true', help='what is not run, and why')
     args = parser.parse_args(argv)
     pages = [p for p in all_pages() if not args.pages or any(p.name in (n, f'nbs/{n}.ipynb') for n in args.pages)]
@@ -452,7 +460,12 @@ def main(argv: list[str]) -> int:
                 line = block.text.splitlines()[0][:60]
                 print(f'{page.name}[{block.cell}] {line}: ' + (f'not run: {why}' if why is not None else 'run'))
         return 0
-    return check(pages) if args.check else make(pages, bool(args.pages))
+    if args.check:
+        return check(pages)
+    if args.folder:
+        return make(pages, bool(args.pages), args.folder.resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        return make(pages, bool(args.pages), Path(folder))
 
 
 if __name__ == '__main__':
