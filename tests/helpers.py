@@ -66,7 +66,7 @@ def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42):
     grid = Grid(hidden_dim=hidden_dim, lr=1e-2, batch_size=128, dropout=0, weight_decay=0, epochs=epochs, seed=seed, run_tag=run_tag)
     [config], store = grid.configs(), connect(uri, create=True)
     task = make_task(load_esol(), config)
-    tags = dict(run_tag=run_tag, kind='run') | lineage(task)
+    tags = dict(run_tag=run_tag, kind='run') | lineage(task.dataset, task.split)
     parent = store.client.create_run(store.experiment_id, tags=tags | dict(kind='sweep'), run_name=f'sweep {run_tag}').info.run_id
     writer = Writer(store, task, tags, parent)
     writer.close(writer.open(writer.draft(config)), train([config], task)[0])

@@ -13,23 +13,28 @@ import numpy as np
 from ..chem.dataset import Dataset
 from ..chem.split import balanced_folds, random_split, scaffold_split, Split
 
-# %% ../../nbs/benchmark/01_splits.ipynb #34e4b1f1
+# %% ../../nbs/benchmark/01_splits.ipynb #0860bdf2
 def bench_splits(
-    dataset: Dataset,
+    dataset: Dataset,   # the table to divide
 ) -> dict[str, Split]:  # by name; the name before the hyphen is the family
     "The splits that every model is judged on."
-    return ({'scaffold': scaffold_split(dataset.smiles)} | {f'balanced-{k}': s for k, s in enumerate(balanced_folds(dataset.smiles))}
-            | {f'random-{k}': random_split(dataset.smiles, k) for k in range(5)})
+    smiles = dataset.smiles
+    balanced = {f'balanced-{k}': s for k, s in enumerate(balanced_folds(smiles))}
+    random = {f'random-{k}': random_split(smiles, k) for k in range(5)}
+    return {'scaffold': scaffold_split(smiles)} | balanced | random
 
-def family(split: str) -> str:
-    "scaffold, balanced or random."
+def family(
+    split: str,   # name of a split
+) -> str:
+    "Its family: scaffold, balanced or random."
     return split.partition('-')[0]
 
+# %% ../../nbs/benchmark/01_splits.ipynb #ba1a8312
 def write_splits(
     folder: str | Path,  # gets `splits/scaffold.csv` and so on
-    dataset: Dataset,
+    dataset: Dataset,    # the table to divide
 ) -> dict[str, Path]:    # the file of each split
-    "One table a split, with the columns `smiles`, `log_solubility` and `split` (train, val or test): any other program can be run on it."
+    "One table per split, with `smiles`, `log_solubility` and `split` (train, val or test), for any other program."
     files = {}
     (Path(folder) / 'splits').mkdir(parents=True, exist_ok=True)
     for name, split in bench_splits(dataset).items():

@@ -93,10 +93,10 @@ def _tell_promotion(done):
 # %% ../../nbs/cli/02_commands.ipynb #3b92c134
 def _rollback(args) -> int:
     from bioai_esol.registry.versions import rollback
-    decision, champion = rollback(args.reason, tracking_uri=args.tracking_uri)
-    print(decision)
-    print(f"champion: version {champion}" if champion else 'there is no champion')
-    return 0 if decision.approved else 1
+    back = rollback(args.reason, tracking_uri=args.tracking_uri)
+    print(back.decision)
+    print(f"champion: version {back.champion}" if back.champion else 'there is no champion')
+    return 0 if back.approved else 1
 
 def _life(args) -> int:
     from bioai_esol.registry import versions
@@ -110,7 +110,7 @@ def _life(args) -> int:
 
 def _status(args) -> int:
     from bioai_esol.registry.versions import check, status
-    table = (check if args.check else status)(args.tracking_uri)
+    table = (check if args.check else status)(tracking_uri=args.tracking_uri)
     if args.json: print(_json(table.to_dict('records')))
     elif args.check: print('\n'.join(f"{'✓' if r.holds else '✗'} {r.invariant}" + _under(r.findings) for r in table.itertuples()))
     elif not len(table): print("no version is registered yet: 'bioai-esol promote' registers one")

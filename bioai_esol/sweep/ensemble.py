@@ -173,7 +173,7 @@ def build_ensemble(
     config, dataset = EnsembleConfig(members=tuple(_members(runs))), dataset_of(runs[0])
     start, task = time.perf_counter(), make_any_task(dataset, config)
     result = combine(config, _models(store, runs), task, time.perf_counter() - start)
-    tags = dict(run_tag=run_tag or runs[0]['run_tag'], kind='run', member_runs=','.join(run_ids)) | dict(note or {}) | lineage(task)
+    tags = dict(run_tag=run_tag or runs[0]['run_tag'], kind='run', member_runs=','.join(run_ids)) | dict(note or {}) | lineage(task.dataset, task.split)
     writer = Writer(store, task, tags, _sweep_of(store, tags, runs[0]['run_tag']))
     return run_row(store, writer.close(writer.draft(config), result))
 

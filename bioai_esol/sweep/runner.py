@@ -247,7 +247,7 @@ def _writers(store: Store, dataset: Dataset, configs: Sequence[TrainConfig], gri
     molecules, out = MoleculeSet(tuple(dataset.smiles), dataset.y, keep=True), {}
     for c in {(split_key(c), c.architecture): c for c in configs}.values():
         task = make_task(dataset, c, molecules)
-        if (key := split_key(c)) not in out: out[key] = Writer(store, task, dict(run_tag=grid.run_tag, kind='run') | lineage(task, device))
+        if (key := split_key(c)) not in out: out[key] = Writer(store, task, dict(run_tag=grid.run_tag, kind='run') | lineage(task.dataset, task.split, device))
     return out
 
 def _open_sweep(writer: Writer, grid: Grid) -> Record:

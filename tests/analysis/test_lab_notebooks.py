@@ -36,10 +36,10 @@ def shown(outputs, kind):
 
 
 @pytest.mark.parametrize('name, figures, said', [
-    ('sweep_analysis', 5, ['12 FINISHED', 'The lowest final val_rmse', 'Seeds agree on the order of these 5']),
-    ('hyperparameter_effects', 4, ['12 finished runs', 'The forest explains', 'On this data']),
-    ('promotion', 3, ['Champion is version 2', 'Champion is version 1 again', 'test RMSE is']),
-    ('error_analysis', 4, ['test RMSE', 'The worst five', 'Spearman']),
+    ('sweep_analysis', 4, ['12 FINISHED', 'The lowest final val_rmse', 'Seeds agree on the order of these']),
+    ('hyperparameter_effects', 4, ['12 FINISHED', 'The forest explains', 'On this data']),
+    ('promotion', 2, ['Champion is version 2', 'Champion is version 1 again', 'test RMSE is']),
+    ('error_analysis', 4, ['Test RMSE', 'The worst 5', 'Spearman']),
 ])
 def test_a_notebook_reads_top_to_bottom(name, figures, said, folder, monkeypatch):
     outputs = executed(name, uri_of(folder), monkeypatch)
@@ -57,7 +57,7 @@ def test_effects_of_a_few_runs_of_several_kinds(here, tmp_path, monkeypatch):
     done = here('sweep', '--architecture', 'ridge,gradient-boosting', '--seed', '1,2', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     outputs = executed('hyperparameter_effects', uri_of(tmp_path), monkeypatch)
-    assert '3 finished runs' in '\n'.join(shown(outputs, 'text/markdown')) and len(shown(outputs, 'image/png')) == 3
+    assert '3 FINISHED' in '\n'.join(shown(outputs, 'text/markdown')) and len(shown(outputs, 'image/png')) == 3
     assert 'ten runs are needed' in '\n'.join(o.get('text', '') for o in outputs)
 
 

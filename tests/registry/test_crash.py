@@ -151,7 +151,7 @@ def test_a_promotion_killed_at_any_of_ten_moments(one_champion, tmp_path, faulty
         assert p.exitcode == -signal.SIGKILL
         assert load_champion(tracking_uri=uri).version in ('1', '2')
         if i % 2:
-            champions.append(rollback('drift', tracking_uri=uri)[1])
+            champions.append(rollback('drift', tracking_uri=uri).champion)
         else:
             assert promote('b', EASY, tracking_uri=uri).champion == '2'
             assert not [r for r in tracking.search(connect(uri), kind='retraining') if r.info.status == 'RUNNING']
@@ -242,7 +242,7 @@ def test_a_live_claim_of_another_machine_is_waited_for(uri):
     threading.Timer(1.5, release).start()
     with turn(store) as t:
         assert gone.is_set()
-        assert list(t.seen.claims) and 'live' not in t.seen.claims
+        assert list(t.registry.claims) and 'live' not in t.registry.claims
 
 
 def test_a_hand_that_takes_no_turn_wins(uri, monkeypatch):

@@ -62,18 +62,18 @@ def test_three_champions_and_two_rollbacks(three_champions):
     assert [r.name for r in refused.decisions[-1].rules if not r.passed][0] == 'improvement'
     assert aliases(uri) == dict(champion='3', candidate='4')
     set_alias('shadow', '2', tracking_uri=uri)
-    assert rollback('drift', tracking_uri=uri)[1] == '2'
+    assert rollback('drift', tracking_uri=uri).champion == '2'
     before = status(tracking_uri=uri).set_index('version')
     assert before.status.to_dict() == {'1': 'archived', '2': 'champion', '3': 'failed_in_monitoring', '4': 'candidate'}
     assert before.successor.to_dict() == {'1': '2', '2': '', '3': '2', '4': ''} and before.demoted_at['2'] == ''
     assert before.why['3'] == 'drift' and before.why['2'] == 'champion again, because version 3 failed: drift'
-    assert rollback('drift again', tracking_uri=uri)[1] == '1'
-    decision, champion = rollback('and again', tracking_uri=uri)
-    assert not decision.approved and champion == '1' and 'no earlier champion to go back to' in decision.reason
+    assert rollback('drift again', tracking_uri=uri).champion == '1'
+    third = rollback('and again', tracking_uri=uri)
+    assert not third.approved and third.champion == '1' and 'no earlier champion to go back to' in third.reason
     assert statuses(uri) == {'1': 'champion', '2': 'failed_in_monitoring', '3': 'failed_in_monitoring', '4': 'candidate'}
     sweep_here(uri, 'd', 20)
     assert promote('d', EASY, tracking_uri=uri).champion == '5'
-    assert rollback('too', tracking_uri=uri)[1] == '1'
+    assert rollback('too', tracking_uri=uri).champion == '1'
     assert aliases(uri) == dict(champion='1', shadow='2')
     assert check(tracking_uri=uri).holds.all()
     told = history(tracking_uri=uri)
@@ -85,10 +85,10 @@ def test_a_failed_version_is_stepped_over(three_champions):
     "Somebody gives `champion` back to 3 by hand; the one before it, 2, has failed in the meantime."
     uri = three_champions
     rollback('drift', tracking_uri=uri)
-    assert rollback('drift', tracking_uri=uri)[1] == '1'
+    assert rollback('drift', tracking_uri=uri).champion == '1'
     connect(uri).client.set_registered_model_alias(MODEL, 'champion', '3')
-    decision, champion = rollback('still bad', tracking_uri=uri)
-    assert champion == '1' and 'version 2 failed: drift' in decision.note
+    back = rollback('still bad', tracking_uri=uri)
+    assert (back.version, back.champion) == ('3', '1') and 'version 2 failed: drift' in back.decision.note
 
 
 def test_every_decision_is_an_artifact_of_its_run(three_champions, tmp_path):
@@ -118,14 +118,14 @@ def test_no_candidate_is_a_decision_too(uri, tmp_path):
 
 
 def test_what_failed_stays_out_unless_forced(three_champions):
-    "Neither the version, nor its settings under a new number; --force takes it and leaves a trace."
+    "Neither the version, nor its settings under a new number; `force=True` takes it and leaves a trace."
     uri = three_champions
     rollback('drift', tracking_uri=uri)
     again = promote('c', EASY, tracking_uri=uri)
-    assert not again.approved and 'version 3, with these settings, failed in monitoring (drift)' in again.choice.runs.reason[0]
+    assert not again.approved and 'its settings failed in monitoring as version 3 (drift)' in again.reason
     named = promote(version='3', policy=EASY, tracking_uri=uri)
     assert not named.approved and 'failed in monitoring' in named.reason
-    with pytest.raises(BioaiError, match='--force'):
+    with pytest.raises(BioaiError, match='force=True'):
         restore('3', 'please', tracking_uri=uri)
     with pytest.raises(BioaiError, match="is moved by 'bioai-esol promote'"):
         set_alias('champion', '3', tracking_uri=uri)
@@ -133,8 +133,8 @@ def test_what_failed_stays_out_unless_forced(three_champions):
     forced = promote(version='3', policy=EASY, tracking_uri=uri, force=True)
     assert forced.approved and forced.champion == '3' and statuses(uri)['3'] == 'champion'
     rule = next(r for r in forced.decisions[-1].rules if r.name == 'not_failed')
-    assert 'taken all the same, by --force' in rule.reason
-    assert rollback('drift, as before', tracking_uri=uri)[1] == '2'
+    assert 'accepted with force=True' in rule.reason
+    assert rollback('drift, as before', tracking_uri=uri).champion == '2'
     anew = promote('c', EASY, tracking_uri=uri, force=True)
     assert anew.approved and anew.champion == '4'
     assert check(tracking_uri=uri).holds.all()
@@ -179,8 +179,8 @@ def test_a_champion_that_cannot_be_loaded_is_stepped_over(three_champions, tmp_p
     uri = three_champions
     store = connect(uri)
     shutil.rmtree(tmp_path / 'mlartifacts' / snapshot(store).versions['2'].run_id / 'artifacts' / 'model')
-    decision, champion = rollback('drift', tracking_uri=uri)
-    assert decision.approved and champion == '1' and 'version 2 cannot be loaded' in decision.note
+    back = rollback('drift', tracking_uri=uri)
+    assert back.approved and back.champion == '1' and 'version 2 cannot be loaded' in back.decision.note
 
 
 def test_a_lost_reproduction_is_not_registered(uri):
@@ -221,8 +221,13 @@ def test_a_dirty_tree_blocks_and_says_how_to_go_on(uri, monkeypatch):
     from bioai_esol.training import lineage
     for module in (lineage, promotion):
         monkeypatch.setattr(module, 'code_version', lambda: dict(code_version='c0ffee', git_dirty='true'))
-    blocked = promote('a', EASY, tracking_uri=uri)
-    assert not blocked.approved and '--allow-dirty' in blocked.reason and blocked.champion is None
+    monkeypatch.setattr(lineage, 'uncommitted_files', lambda: ('bioai_esol/models/gcn.py', 'constraints.txt'))
+    expected, blocked = promote('a', EASY, tracking_uri=uri, dry_run=True), promote('a', EASY, tracking_uri=uri)
+    assert not blocked.approved and blocked.reason == expected.reason and blocked.champion is None
+    assert 'uncommitted changes in bioai_esol/models/gcn.py, constraints.txt' in blocked.reason and 'allow_dirty=True' in blocked.reason
+    assert len(runs_table(connect(uri), 'a', 'retraining')) == 0  # asked before anything is trained
+    [entry] = history(tracking_uri=uri).to_dict('records')
+    assert (entry['action'], entry['outcome'], entry['version']) == ('promote', 'refused', None) and 'gcn.py' in entry['reason']
     assert promote('a', EASY, tracking_uri=uri, allow_dirty=True).approved
 
 
@@ -305,7 +310,7 @@ def test_a_run_that_was_deleted_behind_our_back(three_champions):
             lambda uri: promote('a', EASY, tracking_uri=uri))
     assert 'was deleted' in status(tracking_uri=uri).set_index('version').why['3']
     assert not check(tracking_uri=uri).holds.all()
-    assert rollback('its run is gone', tracking_uri=uri)[1] == '2'  # the way out
+    assert rollback('its run is gone', tracking_uri=uri).champion == '2'  # the way out
     assert promote('a', EASY, tracking_uri=uri).champion == '2'
 
 
@@ -323,7 +328,7 @@ def test_model_files_that_are_gone_or_changed(three_champions, tmp_path, break_i
     break_it(tmp_path / 'mlartifacts' / snapshot(store).versions['3'].run_id / 'artifacts/model/artifacts')
     refuses(uri, f'version 3 cannot be loaded: .*{text}', load_champion, StoreError)
     assert text in ' '.join(check(tracking_uri=uri).findings)
-    assert rollback('its files are broken', tracking_uri=uri)[1] == '2'
+    assert rollback('its files are broken', tracking_uri=uri).champion == '2'
     named = promote(version='3', policy=EASY, tracking_uri=uri, force=True)
     assert not named.approved and [r.name for r in named.decisions[-1].rules if not r.passed] == ['model_files']
     assert named.champion == '2' and load_champion(tracking_uri=uri).version == '2'
