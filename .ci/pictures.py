@@ -26,7 +26,7 @@ from bioai_esol.analysis.error_analysis import plot_intervals, plot_predictions
 from bioai_esol.registry.policy import choose_candidate, Policy
 from bioai_esol.registry.promotion import champion_run
 
-NOTEBOOK, LIMIT = 'lab/sweep_analysis.ipynb', 300_000
+LIMIT = 300_000
 
 
 def figures(uri: str) -> dict:
@@ -43,7 +43,7 @@ def explorer(uri: str) -> bytes:
     "JupyterLab on the analysis notebook, run to its end, with the policy explorer in view."
     with tempfile.TemporaryDirectory() as folder, jupyterlab(folder, MLFLOW_TRACKING_URI=uri) as lab, started() as browser:
         page = remember(browser.new_page(viewport=dict(width=1440, height=900), device_scale_factor=2))
-        lab.open(page, NOTEBOOK)
+        lab.open(page)
         lab.run_all(page)
         slider(page, 'gap threshold').evaluate("e => e.closest('.jp-Cell').scrollIntoView()")
         page.wait_for_function("() => [...document.querySelectorAll('img.widget-image')].every(e => e.complete && e.naturalWidth)")

@@ -1,5 +1,6 @@
 "What tests share besides fixtures: the program, a store of their own, small sweeps, and how to wait."
 import atexit
+import importlib.util
 import os
 import shutil
 import sqlite3
@@ -14,6 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = str(Path(sys.executable).with_name('bioai-esol'))
 SMALL = ['--hidden-dim', '8,16', '--lr', '1e-2', '--batch-size', '64', '--dropout', '0,0.2', '--weight-decay', '0,1e-4']
 EASY_OPTIONS = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--regression-tolerance', '0.5', '--allow-dirty']  # what a poor model can pass
+
+
+def script(name):
+    "A script of .ci/ as a module."
+    spec = importlib.util.spec_from_file_location(f'ci_{name}', ROOT / f'.ci/{name}.py')
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def wait_until(condition, process=None, seconds=90):

@@ -19,11 +19,11 @@ class Lab:
     "A running JupyterLab."
     url: str
     token: str
-    notebooks: Path
+    project: Path    # a copy of the project; its work/ holds the notebooks that `make lab` opens
 
     def open(self, page, notebook=None):
-        "Open a notebook, or what `make lab` opens, and wait until its kernel can be asked."
-        page.goto(f'{self.url}/' + (f'lab/tree/{notebook}' if notebook else '') + f'?token={self.token}&reset')
+        "Open a notebook of work/, or what `make lab` opens, and wait until its kernel can be asked."
+        page.goto(f'{self.url}/' + (f'lab/tree/work/{notebook}' if notebook else '') + f'?token={self.token}&reset')
         page.locator('#jp-main-statusbar').get_by_text(re.compile(r'\| Idle$')).wait_for(timeout=60_000)  # what is run before is dropped without a word
         return page
 
@@ -47,11 +47,12 @@ class Lab:
 
 @contextlib.contextmanager
 def jupyterlab(folder, **env):
-    "`make lab` on a copy of the notebooks in `folder`; settings, history and home are of its own, and nobody is asked for news."
+    "`make lab` on a copy of the project in `folder`; settings, history and home are of its own, and nobody is asked for news."
     folder, port, token = Path(folder), free_port(), secrets.token_hex(16)
     home, url = folder / 'home', f'http://127.0.0.1:{port}'
     shutil.copy(ROOT / 'Makefile', folder)
-    shutil.copytree(ROOT / 'nbs', folder / 'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    for part in ('nbs', '.ci'):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns('.ipynb_checkpoints', '__pycache__'))
     settings = {'config/jupyter_server_config.json': dict(ServerApp=dict(port=port, port_retries=0, open_browser=False, allow_root=True),
                                                           IdentityProvider=dict(token=token), LabApp=dict(extension_manager='readonly')),
                 'config/labconfig/page_config.json': dict(disabledExtensions={'@jupyterlab/apputils-extension:announcements': True})}
@@ -62,7 +63,7 @@ def jupyterlab(folder, **env):
                 **{f'JUPYTER_{kind.upper()}_DIR': home / kind for kind in ('config', 'data', 'runtime')})
     command = ['make', '-o', '.venv/.ready', f'BIN={Path(sys.executable).parent}', 'lab']  # -o: the environment that runs the tests is the one
     with process(command, folder / 'lab.log', lambda: answers(f'{url}/api/status?token={token}'), {k: str(v) for k, v in env.items()}, folder):
-        yield Lab(url, token, folder / 'nbs')
+        yield Lab(url, token, folder)
 
 
 def slider(page, name):

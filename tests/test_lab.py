@@ -5,7 +5,7 @@ import subprocess
 
 import nbformat
 import pytest
-from helpers import PROGRAM, fresh, uri_of
+from helpers import PROGRAM, ROOT, fresh, uri_of
 from lab import figure, jupyterlab, slider, until, wrong
 
 SWEEP = ['--hidden-dim', '32,64', '--lr', '1e-2,3e-3', '--batch-size', '32', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '100']  # the gaps differ
@@ -36,7 +36,7 @@ def notebook(lab, page):
     def run(code):
         kernel = dict(name='python3', display_name='python3')
         new = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(IMPORTS + code)], metadata=dict(kernelspec=kernel))
-        nbformat.write(new, lab.notebooks / 'new.ipynb')
+        nbformat.write(new, lab.project / 'work/new.ipynb')
         lab.open(page, 'new.ipynb')
         lab.run_all(page)
         return page
@@ -110,6 +110,19 @@ def test_figure_runs_and_decision_follow_the_sliders(folder, analysis):
     wide, _ = follows(folder, page, fourth)
     assert wide.runs.eligible.sum() > one.runs.eligible.sum()
     assert wrong(page) == []
+
+
+def test_work_is_saved_beside_the_project(lab, analysis):
+    "Saving a notebook, by hand or as JupyterLab does it by itself, changes nothing that git looks at."
+    def saved():
+        cells = nbformat.read(lab.project / 'work/sweep_analysis.ipynb', 4).cells
+        return any(c.get('outputs') for c in cells)
+    assert analysis.locator('.jp-NotebookPanel:visible img[src*="explorer"]').count() == 0, 'no picture of sliders above the sliders'
+    analysis.keyboard.press('Control+s')
+    until(analysis, saved, 'the notebook to be saved')
+    for path in (ROOT / 'nbs').rglob('*.ipynb'):
+        if '.ipynb_checkpoints' not in path.parts:
+            assert (lab.project / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
 
 
 def test_picked_runs_are_compared(notebook):
