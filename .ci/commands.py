@@ -57,8 +57,9 @@ def table(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> st
 
 def sections(parser: argparse.ArgumentParser) -> str:
     "Usage, what it does, a table for each group of arguments, exit status."
-    usage = parser.format_usage().removeprefix('usage: ').strip()
-    parts = [f'```text\n{usage}\n```', paragraphs(parser.description)]
+    formatter = parser.formatter_class(prog=parser.prog, width=96)
+    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix='')
+    parts = [f'```text\n{formatter.format_help().strip()}\n```', paragraphs(parser.description)]
     for group in parser._action_groups:
         rows = table(parser, group)
         if rows:
@@ -78,5 +79,7 @@ def pages() -> dict[str, str]:
     listed = '\n'.join(['| command | |', '|---|---|', *(f'| [{code(name)}]({name}.md) | {prose(text)} |' for name, (text, _) in found.items())])
     out = {'index': head('Command line', f'The {len(found)} commands of {top.prog}') + f'{listed}\n\n## In short\n\n{sections(top)}\n'}
     for name, (text, parser) in found.items():
+        first, _, more = (parser.description or '').partition('\n\n')
+        parser.description = more if first.rstrip('.').lower() == text.lower() else parser.description  # the head of the page says it
         out[name] = head(f'{top.prog} {name}', text) + sections(parser) + '\n'
     return out

@@ -22,7 +22,8 @@ WORDS = yaml.safe_load((Path(__file__).parent / 'words.yml').read_text(encoding=
 
 def plain(text: str) -> str:
     "`text` in a cell of a table, with nothing in it that Markdown would take for its own."
-    return re.sub(r'[][|*_~^$@#`\\\\]|-(?=-)|(?<=-)-|\.(?=\.)|(?<=\.)\.', lambda m: f'&#{ord(m[0])};', html.escape(text, quote=False))
+    text = re.sub(r'[][|*_~^$@#`\\\\]', lambda m: f'&#{ord(m[0])};', html.escape(text, quote=False))
+    return re.sub(r'-(?=-)|\.(?=\.)', lambda m: f'{m[0]}<span></span>', text)  # two of them would become one character
 
 
 def code(text: str) -> str:
