@@ -33,7 +33,7 @@ demo: $(READY)   ## the same on a small grid, in its own store demo/mlflow.db
 	@cd demo && ../$(BIN)/bioai-esol predict CCO
 
 test: $(READY)   ## every notebook as a test, then tests/
-	@echo "notebooks"; $(BIN)/nbdev_test --skip_folder_re '^(analysis|[_.].*)$$' --n_workers 2 --do_print
+	@echo "notebooks"; $(BIN)/nbdev_test --skip_folder_re '^(lab|[_.].*)$$' --n_workers 2 --do_print
 	@echo "tests/"; $(BIN)/pytest
 
 test-long: $(READY) ## five hundred random lives of a registry; about half an hour
@@ -53,7 +53,7 @@ lab: $(READY)    ## JupyterLab on the analysis notebooks, with the store of `mak
 	@store="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"; \
 	case "$$store" in sqlite:////*) ;; sqlite:///*) store="sqlite:///$(CURDIR)/$${store#sqlite:///}" ;; esac; \
 	export MLFLOW_TRACKING_URI="$$store"; \
-	exec $(BIN)/jupyter lab --ip 127.0.0.1 --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/analysis/sweep_analysis.ipynb
+	exec $(BIN)/jupyter lab --ip 127.0.0.1 --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/lab/sweep_analysis.ipynb
 
 docs: $(READY)   ## the documentation site in _docs/, and README.md
 	@$(BIN)/python .ci/docs.py

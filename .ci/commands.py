@@ -4,10 +4,7 @@ import re
 
 from renderer import code, prose
 
-
-def make_parser() -> argparse.ArgumentParser:
-    from bioai_esol.arguments import make_parser
-    return make_parser()
+from bioai_esol.cli.parser import make_parser
 
 
 def commands(top: argparse.ArgumentParser) -> dict[str, tuple[str, argparse.ArgumentParser]]:

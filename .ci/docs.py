@@ -194,8 +194,8 @@ def front_matter(text: str, source: str) -> str:
 
 
 def is_story(notebook: PurePosixPath) -> bool:
-    "Is it an analysis that is read for what it finds, and not the notebook of a module?"
-    return notebook.parts[0] == 'analysis' and not re.match(r'\d', notebook.name) and notebook.stem != 'index'
+    "Is it an analysis, which is read for what it finds?"
+    return notebook.parts[0] == 'lab'
 
 
 def fold(notebook: dict, most: int = 3):
@@ -218,12 +218,17 @@ def describe_pictures(notebook: dict):
 def configuration(commands: list[str] = ()) -> dict:
     "What _quarto.yml says, with staged paths, and with every pattern in the sidebar replaced by the pages that it means, in the order of their numbers."
     def path(text): return str(staged(PurePosixPath(text.removeprefix('nbs/'))))
+    def there(text):
+        if '*' in text or not text.endswith('.ipynb') or (ROOT / text).is_file(): return True
+        print(f'_quarto.yml names {text}, which is not there', file=sys.stderr)
     def entries(contents, home):
         for item in [contents] if isinstance(contents, str) else contents:
             if isinstance(item, dict):
+                item = {k: v for k, v in item.items() if k != 'href' or there(v)}
                 item = {k: path(v) if k == 'href' and v.endswith('.ipynb') else v for k, v in item.items()}
                 if 'contents' in item: item['contents'] = list(entries(item['contents'], item.get('href')))
                 yield item
+            elif not there(item): continue
             elif item == 'commands/*.md':
                 yield from (dict(text=name, href=f'commands/{name}.md') for name in commands if name != 'index')
             else:

@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from bioai_esol.store import store_uri
+from bioai_esol.store.client import store_uri
 
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
@@ -34,6 +34,6 @@ def run(path: Path):
 if __name__ == '__main__':
     os.environ['MLFLOW_TRACKING_URI'] = store_uri(None)
     os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-    for path in sorted((ROOT / 'nbs/analysis').glob('*.ipynb')):
+    for path in sorted((ROOT / 'nbs/lab').glob('*.ipynb')):
         if not sys.argv[1:] or path.stem in sys.argv[1:]:
             run(path)

@@ -1,7 +1,7 @@
 """The pictures in README and site, made from a store with a full sweep and a champion: python .ci/pictures.py
 
 The store is the one that MLFLOW_TRACKING_URI names, else ./mlflow.db, as `make run`, the seeds of
-nbs/analysis/sweep_analysis and then nbs/analysis/promotion with the preset `accurate` leave it; it is only read. JupyterLab is started for the last one."""
+nbs/lab/sweep_analysis and then nbs/lab/promotion with the preset `accurate` leave it; it is only read. JupyterLab is started for the last one."""
 import io
 import sys
 import tempfile
@@ -12,29 +12,29 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
-from bioai_esol.store import connect, store_uri
+from bioai_esol.store.client import connect, store_uri
 
 URI = store_uri(None)  # now, because the modules of the tests forget what the variable says
 
 from browser import remember, started
 from lab import jupyterlab, slider
 
-from bioai_esol.analysis import configuration_names
-from bioai_esol.figures import plot_choice, plot_stability
-from bioai_esol.frames import load_predictions, load_runs
-from bioai_esol.molecules import plot_intervals, plot_predictions
-from bioai_esol.policy import Policy, choose_candidate
-from bioai_esol.promotion import champion_run
+from bioai_esol.analysis.effects import configuration_names
+from bioai_esol.analysis.figures import plot_choice, plot_stability
+from bioai_esol.store.runs import load_predictions, load_runs
+from bioai_esol.analysis.error_analysis import plot_intervals, plot_predictions
+from bioai_esol.registry.policy import choose_candidate, Policy
+from bioai_esol.registry.promotion import champion_run
 
-NOTEBOOK, LIMIT = 'analysis/sweep_analysis.ipynb', 300_000
+NOTEBOOK, LIMIT = 'lab/sweep_analysis.ipynb', 300_000
 
 
 def figures(uri: str) -> dict:
     "The figures that need no browser, by the name of their picture."
-    runs, policy = load_runs('grid_sweep', uri), Policy()
-    choice, again = choose_candidate(runs, policy), load_runs(f'{runs.run_tag[0]}.seeds', uri)
+    runs, policy = load_runs('grid_sweep', tracking_uri=uri), Policy()
+    choice, again = choose_candidate(runs, policy), load_runs(f'{runs.run_tag[0]}.seeds', tracking_uri=uri)
     several = pd.concat([runs[configuration_names(runs).isin(configuration_names(again))], again], ignore_index=True)
-    predictions = load_predictions(champion_run(connect(uri))['run_id'], uri)
+    predictions = load_predictions(champion_run(connect(uri))['run_id'], tracking_uri=uri)
     return dict(choice=plot_choice(choice.runs, policy.gap_threshold, choice.r2_floor, choice.chosen['run_id']), stability=plot_stability(several),
                 molecules=plot_predictions(predictions), intervals=plot_intervals(predictions))
 

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from bioai_esol.benchmark import BenchResult, data_key, keep_result, kept_results
-from bioai_esol.data import load_dataset
-from bioai_esol.split import bench_splits, write_splits
+from bioai_esol.benchmark.boards import BenchResult, data_key, keep_result, kept_results
+from bioai_esol.chem.dataset import load_dataset
+from bioai_esol.benchmark.splits import bench_splits, write_splits
 
 MODELS = {'chemprop + RDKit 2D': ['--molecule-featurizers', 'rdkit_2d'], 'chemprop': []}
 ONE_THREAD = dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1')

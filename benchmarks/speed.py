@@ -29,14 +29,16 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from bioai_esol.data import esol
-from bioai_esol.features import N_FEATURES
-from bioai_esol.grid import Grid, cores
-from bioai_esol.sweep import run_sweep
-from bioai_esol.training import Task, TrainConfig, make_task, one_thread, train
+from bioai_esol.chem.dataset import load_esol
+from bioai_esol.chem.graphs import N_FEATURES
+from bioai_esol.sweep.grid import cores, Grid
+from bioai_esol.sweep.runner import run_sweep
+from bioai_esol.training.engine import make_task, Task, train
+from bioai_esol.training.config import TrainConfig
+from bioai_esol.models.kaxis import one_thread
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / 'bioai_esol/data/esol.csv'
+TABLE = ROOT / 'bioai_esol/chem/esol.csv'
 CELLS = [(hidden_dim, batch_size) for hidden_dim in (32, 64, 128) for batch_size in (16, 32)]
 
 
@@ -90,7 +92,7 @@ def engine_seconds(task: Task, hidden_dim: int, batch_size: int, epochs: int) ->
 
 
 def cells(script: Path, rounds: int, epochs: int = 5) -> str:
-    task, gemm = make_task(esol(), TrainConfig()), []
+    task, gemm = make_task(load_esol(), TrainConfig()), []
     plain, engine = {cell: [] for cell in CELLS}, {cell: [] for cell in CELLS}
     for cell in tqdm(CELLS * rounds, desc='cells'):
         plain[cell].append(plain_seconds(script, *cell, epochs))

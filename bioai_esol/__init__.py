@@ -1,1 +1,62 @@
+"""From a hyperparameter sweep to a champion that predicts aqueous solubility, and back again when it fails.
+
+    import bioai_esol as esol
+
+    result = esol.run_sweep(esol.Grid(hidden_dim=(32, 64), epochs=50, run_tag='try1'))
+    esol.promote('try1')
+    esol.load_champion().predict('CCO')
+"""
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+_HOME = {  # public name: the module that defines it
+    'Dataset': 'chem.dataset', 'load_esol': 'chem.dataset', 'load_csv': 'chem.dataset',
+    'Grid': 'sweep.grid', 'Repeats': 'sweep.grid',
+    'run_sweep': 'sweep.runner', 'run_preset': 'sweep.ensemble', 'best_ensemble': 'sweep.ensemble',
+    'sweeps': 'store.runs', 'load_runs': 'store.runs', 'load_histories': 'store.runs', 'load_predictions': 'store.runs',
+    'leaderboard': 'analysis.effects', 'effects': 'analysis.effects', 'stability': 'analysis.effects',
+    'Policy': 'registry.policy', 'choose_candidate': 'registry.policy',
+    'promote': 'registry.promotion',
+    'rollback': 'registry.versions', 'archive': 'registry.versions', 'restore': 'registry.versions',
+    'set_alias': 'registry.versions', 'status': 'registry.versions', 'check': 'registry.versions',
+    'history': 'registry.journal',
+    'load_champion': 'serving.predictor', 'load_version': 'serving.predictor',
+    'compare': 'serving.comparison', 'SolubilityModel': 'serving.endpoint',
+    'write_report': 'analysis.report',
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    "Import a public name when it is first asked for: PyTorch, RDKit and MLflow take seconds."
+    if name not in _HOME:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from importlib import import_module
+    value = getattr(import_module(f'{__name__}.{_HOME[name]}'), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
+
+if TYPE_CHECKING:  # what editors and type checkers read
+    from .analysis.effects import effects as effects, leaderboard as leaderboard, stability as stability
+    from .analysis.report import write_report as write_report
+    from .chem.dataset import Dataset as Dataset, load_csv as load_csv, load_esol as load_esol
+    from .registry.journal import history as history
+    from .registry.policy import choose_candidate as choose_candidate, Policy as Policy
+    from .registry.promotion import promote as promote
+    from .registry.versions import archive as archive, check as check, restore as restore, rollback as rollback
+    from .registry.versions import set_alias as set_alias, status as status
+    from .serving.comparison import compare as compare
+    from .serving.endpoint import SolubilityModel as SolubilityModel
+    from .serving.predictor import load_champion as load_champion, load_version as load_version
+    from .store.runs import load_histories as load_histories, load_predictions as load_predictions
+    from .store.runs import load_runs as load_runs, sweeps as sweeps
+    from .sweep.ensemble import best_ensemble as best_ensemble, run_preset as run_preset
+    from .sweep.grid import Grid as Grid, Repeats as Repeats
+    from .sweep.runner import run_sweep as run_sweep

@@ -38,7 +38,7 @@ def program(tmp_path):
 def here(tmp_path, monkeypatch, capfd):
     "The same as `program` without a process of its own, for the many that only ask what is said: importing MLflow and PyTorch takes seconds."
     def run(*args, cwd=tmp_path):
-        from bioai_esol.cli import main
+        from bioai_esol.cli.commands import main
         monkeypatch.setenv('COLUMNS', '140')
         monkeypatch.chdir(cwd)
         handler = signal.getsignal(signal.SIGTERM)
@@ -70,7 +70,7 @@ def uri_of(folder):
 
 def fresh(folder):
     "An embedded store with MLflow's tables and nothing in them. Making them takes seconds, so all workers of a test run share one original."
-    from bioai_esol.store import Client
+    from bioai_esol.store.client import Client
     original = Path(tempfile.gettempdir()) / f"bioai-tables-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}.db"
     with FileLock(f'{original}.lock'):
         if not original.exists():
@@ -87,15 +87,15 @@ def fresh(folder):
 
 def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42):
     "A sweep of one run as `run_sweep` writes it, trained in this process: no worker has to import PyTorch for it."
-    from bioai_esol.data import esol
-    from bioai_esol.grid import Grid
-    from bioai_esol.lineage import lineage
-    from bioai_esol.store import connect
-    from bioai_esol.tracking import Writer
-    from bioai_esol.training import make_task, train
+    from bioai_esol.chem.dataset import load_esol
+    from bioai_esol.sweep.grid import Grid
+    from bioai_esol.training.lineage import lineage
+    from bioai_esol.store.client import connect
+    from bioai_esol.store.writer import Writer
+    from bioai_esol.training.engine import make_task, train
     grid = Grid(hidden_dim=hidden_dim, lr=1e-2, batch_size=128, dropout=0, weight_decay=0, epochs=epochs, seed=seed, run_tag=run_tag)
     [config], store = grid.configs(), connect(uri, create=True)
-    task = make_task(esol(), config)
+    task = make_task(load_esol(), config)
     tags = dict(run_tag=run_tag, kind='run') | lineage(task)
     parent = store.client.create_run(store.experiment_id, tags=tags | dict(kind='sweep'), run_name=f'sweep {run_tag}').info.run_id
     writer = Writer(store, task, tags, parent)

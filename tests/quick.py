@@ -2,17 +2,17 @@
 that are forked from it, and the code version is a fixed clean one. Nothing of what is tested is replaced."""
 import time
 
-import bioai_esol.ensemble
-import bioai_esol.journal
-import bioai_esol.promotion
-import bioai_esol.lineage
+import bioai_esol.sweep.ensemble
+import bioai_esol.registry.journal
+import bioai_esol.registry.promotion
+import bioai_esol.training.lineage
 import mlflow
-import bioai_esol.training
-from bioai_esol.policy import Policy
-from bioai_esol.configuration import split_key
+import bioai_esol.training.engine
+from bioai_esol.registry.policy import Policy
+from bioai_esol.training.config import split_key
 
 EASY = Policy(gap_threshold=3.0, r2_tolerance=0.99, regression_tolerance=0.5)
-_tasks, real_make_task = {}, bioai_esol.training.make_task
+_tasks, real_make_task = {}, bioai_esol.training.engine.make_task
 
 
 def make_task(dataset, config, molecules=None):
@@ -27,9 +27,9 @@ def code_version(package=None):
 
 
 def install(patch=setattr):
-    for module in (bioai_esol.training, bioai_esol.ensemble):
+    for module in (bioai_esol.training.engine, bioai_esol.sweep.ensemble):
         patch(module, 'make_task', make_task)
-    for module in (bioai_esol.lineage, bioai_esol.journal, bioai_esol.promotion):
+    for module in (bioai_esol.training.lineage, bioai_esol.registry.journal, bioai_esol.registry.promotion):
         patch(module, 'code_version', code_version)
 
 

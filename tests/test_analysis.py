@@ -27,8 +27,8 @@ def folder(tmp_path_factory):
 def executed(name, uri, monkeypatch):
     "A notebook after it has run, on a real kernel."
     monkeypatch.setenv('MLFLOW_TRACKING_URI', uri)
-    notebook = nbformat.read(ROOT / f'nbs/analysis/{name}.ipynb', as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name='python3', resources=dict(metadata=dict(path=str(ROOT / 'nbs/analysis')))).execute()
+    notebook = nbformat.read(ROOT / f'nbs/lab/{name}.ipynb', as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name='python3', resources=dict(metadata=dict(path=str(ROOT / 'nbs/lab')))).execute()
     return [o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs]
 
 
@@ -76,8 +76,8 @@ def test_the_report_is_one_file_and_lies_beside_its_sweep(here, folder, tmp_path
     page = (tmp_path / 'page.html').read_text()
     assert not re.findall(r'(?:src|href)="(?!data:image/png;base64,|#)[^"]*', page) and '<script' not in page
     assert page.count('<img ') >= 9 and 'Sweep twelve' in page and 'On record: promotion of' in page and 'gap_threshold=3.0' in page
-    from bioai_esol.store import connect
-    from bioai_esol.tracking import fetch_artifacts, search
+    from bioai_esol.store.client import connect
+    from bioai_esol.store.runs import fetch_artifacts, search
     store = connect(uri_of(folder))
     [parent] = search(store, kind='sweep', run_tag='twelve')
     assert fetch_artifacts(store, parent.info.run_id, tmp_path / 'kept', 'report/page.html').read_text() == page

@@ -4,9 +4,9 @@ import json
 import pandas as pd
 import pytest
 
-from bioai_esol.configuration import TrainConfig
-from bioai_esol.data import load_dataset
-from bioai_esol.split import bench_splits
+from bioai_esol.training.config import TrainConfig
+from bioai_esol.chem.dataset import load_dataset
+from bioai_esol.benchmark.splits import bench_splits
 
 RIDGE, PROCESS = TrainConfig(architecture='ridge'), TrainConfig(architecture='gaussian-process')
 QUICK = {'ridge': (RIDGE,), 'accurate': (RIDGE, PROCESS)}
@@ -20,7 +20,7 @@ def table(tmp_path):
 
 
 def test_benchmark_from_the_command_line(here, table, monkeypatch):
-    monkeypatch.setattr('bioai_esol.benchmark.bench_models', lambda: QUICK)
+    monkeypatch.setattr('bioai_esol.benchmark.boards.bench_models', lambda: QUICK)
     done = here('benchmark', '--data', 'own.csv', '--workers', '2')
     assert done.returncode == 0, done.stderr
     folder = here.folder / 'benchmark'

@@ -92,8 +92,8 @@ def test_yaml_and_options_are_the_same_thing(here, tmp_path):
 
 
 def test_bad_rows_stop_the_run_unless_skipped(here, tmp_path):
-    from bioai_esol.data import load_esol
-    table = load_esol().head(100)[['smiles', 'log_solubility']].astype(str)
+    from bioai_esol.chem.dataset import load_esol
+    table = load_esol().frame.head(100)[['smiles', 'log_solubility']].astype(str)
     table.loc[3, 'smiles'], table.loc[7, 'log_solubility'] = 'C1CC', 'nan'
     table.to_csv(tmp_path / 'mine.csv', index=False)
     args = ['train', '--data', 'mine.csv', '--hidden-dim', '8', '--epochs', '2']

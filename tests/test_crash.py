@@ -13,12 +13,14 @@ import pytest
 from conftest import copied, fresh, sweep_here
 
 import mlflow
-from bioai_esol import journal, tracking
-from bioai_esol.journal import history, snapshot, turn
-from bioai_esol.promotion import promote
-from bioai_esol.registry import check, rollback, set_alias, status
-from bioai_esol.serving import load_champion
-from bioai_esol.store import StoreError, connect
+from bioai_esol.registry import journal
+from bioai_esol.store import writer as tracking
+from bioai_esol.registry.journal import history, snapshot, turn
+from bioai_esol.registry.promotion import promote
+from bioai_esol.registry.versions import check, rollback, set_alias, status
+from bioai_esol.serving.predictor import load_champion
+from bioai_esol.errors import StoreError
+from bioai_esol.store.client import connect
 from quick import EASY, Faulty, blow_after, real_make_task
 from stores import mlflow_server
 
@@ -39,7 +41,7 @@ def crowned(template, quick, tmp_path_factory):
     "A store in which `a` is champion; `b` and `c` are better."
     folder = tmp_path_factory.mktemp('crowned')
     uri = copied(template, folder)
-    assert promote('a', EASY, uri).champion == '1'
+    assert promote('a', EASY, tracking_uri=uri).champion == '1'
     return folder
 
 
@@ -50,14 +52,14 @@ def uri(crowned, tmp_path):
 
 def sound(uri):
     "Everything that must always hold, after whatever happened."
-    found = check(uri)
+    found = check(tracking_uri=uri)
     assert found.holds.all(), found[~found.holds].to_string()
     store = connect(uri)
     with turn(store):  # nobody's claim is in the way; looking alone leaves a dead one where it is
         pass
     seen = snapshot(store)
     assert not seen.open and not seen.claims
-    assert load_champion(uri).version == seen.aliases['champion']
+    assert load_champion(tracking_uri=uri).version == seen.aliases['champion']
     return seen
 
 
@@ -65,7 +67,7 @@ def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty
     "The champion is complete at every moment; the next command finishes or undoes, whichever command it is."
     uri = copied(crowned, tmp_path / 'whole')
     blow_after(None)
-    assert promote('b', EASY, uri).champion == '2'
+    assert promote('b', EASY, tracking_uri=uri).champion == '2'
     total = Faulty.written
     assert total > 30  # runs, artifacts, version, tags, aliases, journal
     outcomes = []
@@ -73,10 +75,10 @@ def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty
         uri = copied(crowned, tmp_path / str(n))
         blow_after(n)
         with pytest.raises(StoreError, match='the store is gone'):
-            promote('b', EASY, uri)
+            promote('b', EASY, tracking_uri=uri)
         blow_after(None)
-        assert load_champion(uri).version in ('1', '2')  # before anything is repaired
-        act = (status, lambda uri: promote('b', EASY, uri), lambda uri: set_alias('shadow', '1', uri))[n % 3]
+        assert load_champion(tracking_uri=uri).version in ('1', '2')  # before anything is repaired
+        act = (status, lambda uri: promote('b', EASY, tracking_uri=uri), lambda uri: set_alias('shadow', '1', tracking_uri=uri))[n % 3]
         act(uri)
         seen = sound(uri)
         outcomes.append(seen.aliases['champion'])
@@ -89,11 +91,11 @@ def test_a_promotion_that_fails_after_any_single_write(crowned, tmp_path, faulty
 @pytest.mark.parametrize('what', ['rollback', 'alias', 'candidate'])
 def test_a_rollback_and_an_alias_that_fail_after_any_single_write(crowned, tmp_path, faulty, what):
     whole = copied(crowned, tmp_path / 'whole')
-    assert promote('b', EASY, whole).champion == '2'
+    assert promote('b', EASY, tracking_uri=whole).champion == '2'
     if what == 'candidate':
-        assert promote('a', EASY, whole).champion == '2'
-    act = dict(rollback=lambda uri: rollback('drift', uri), alias=lambda uri: set_alias('shadow', '1', uri),
-               candidate=lambda uri: promote('c', EASY, uri))[what]
+        assert promote('a', EASY, tracking_uri=whole).champion == '2'
+    act = dict(rollback=lambda uri: rollback('drift', tracking_uri=uri), alias=lambda uri: set_alias('shadow', '1', tracking_uri=uri),
+               candidate=lambda uri: promote('c', EASY, tracking_uri=uri))[what]
     blow_after(None)
     act(copied(tmp_path / 'whole', tmp_path / 'counted'))
     for n in range(1, Faulty.written, 1 if what != 'candidate' else 4):
@@ -102,7 +104,7 @@ def test_a_rollback_and_an_alias_that_fail_after_any_single_write(crowned, tmp_p
         with pytest.raises(StoreError, match='the store is gone'):
             act(uri)
         blow_after(None)
-        status(uri)
+        status(tracking_uri=uri)
         seen = sound(uri)
         if what == 'rollback':
             assert (seen.aliases['champion'], seen.status('2')) in (('2', 'champion'), ('1', 'failed_in_monitoring'))
@@ -117,7 +119,7 @@ def run_promote(uri, tag, ready=None, go=None, host=None, tmp=None):
     if ready:
         ready.set()
         go.wait()
-    done = promote(tag, EASY, uri)
+    done = promote(tag, EASY, tracking_uri=uri)
     print(done.reason, flush=True)
 
 
@@ -132,13 +134,13 @@ def stopped_promotion(uri, writes, reached):
     mlflow.MlflowClient = Faulty
     blow_after(None)
     Faulty.stop = (writes, reached)
-    promote('b', EASY, uri)
+    promote('b', EASY, tracking_uri=uri)
 
 
 def test_a_promotion_killed_at_any_of_ten_moments(crowned, tmp_path, faulty):
     "SIGKILL, at moments spread over the writes of a promotion (the first is that of the retraining); the next command repairs."
     blow_after(None)
-    promote('b', EASY, copied(crowned, tmp_path / 'whole'))
+    promote('b', EASY, tracking_uri=copied(crowned, tmp_path / 'whole'))
     total, champions = Faulty.written, []
     for i in range(10):
         uri, reached = copied(crowned, tmp_path / str(i)), FORKS.Event()
@@ -148,11 +150,11 @@ def test_a_promotion_killed_at_any_of_ten_moments(crowned, tmp_path, faulty):
         os.kill(p.pid, signal.SIGKILL)
         p.join()
         assert p.exitcode == -signal.SIGKILL
-        assert load_champion(uri).version in ('1', '2')
+        assert load_champion(tracking_uri=uri).version in ('1', '2')
         if i % 2:
-            champions.append(rollback('drift', uri)[1])
+            champions.append(rollback('drift', tracking_uri=uri)[1])
         else:
-            assert promote('b', EASY, uri).champion == '2'
+            assert promote('b', EASY, tracking_uri=uri).champion == '2'
             assert not [r for r in tracking.search(connect(uri), kind='retraining') if r.info.status == 'RUNNING']
         sound(uri)
     assert set(champions) == {'1'}  # there was nobody to go back to, or the promotion was finished first and then rolled back
@@ -160,14 +162,14 @@ def test_a_promotion_killed_at_any_of_ten_moments(crowned, tmp_path, faulty):
 
 def test_what_was_begun_is_finished_and_said(uri, faulty, caplog):
     blow_after(None)
-    promote('b', EASY, copied(Path(uri.removeprefix('sqlite:///')).parent, Path(tempfile.mkdtemp())))
+    promote('b', EASY, tracking_uri=copied(Path(uri.removeprefix('sqlite:///')).parent, Path(tempfile.mkdtemp())))
     blow_after(Faulty.written - 3)  # the crown is on, its tags are not all written
     with pytest.raises(StoreError):
-        promote('b', EASY, uri)
+        promote('b', EASY, tracking_uri=uri)
     blow_after(None)
-    status(uri)
+    status(tracking_uri=uri)
     assert 'the promote of' in caplog.text and 'was not finished: done now' in caplog.text
-    last = history(uri).iloc[-1]
+    last = history(tracking_uri=uri).iloc[-1]
     assert (last.action, last.outcome) == ('promote', 'done') and last.reason.endswith('finished by the next command')
 
 
@@ -193,7 +195,7 @@ def test_two_promotions_at_once(uri, tags):
     seen = sound(uri)
     champion = tracking.run_row(connect(uri), seen.holder('champion').run_id)
     assert champion['run_tag'] == 'c'
-    told = history(uri)
+    told = history(tracking_uri=uri)
     promotions = told[(told.action == 'promote') & (told.version != '1')]
     assert len(promotions) == 2
     if tags == ('c', 'c'):
@@ -215,18 +217,18 @@ def test_two_machines_at_once_on_a_server(crowned, tmp_path):
         run_two(uri, ('b', 'c'), host=['one', 'two'], tmp=[str(tmp_path / 'one'), str(tmp_path / 'two')])
         seen = sound(uri)
         assert tracking.run_row(connect(uri), seen.holder('champion').run_id)['run_tag'] == 'c'
-        promotions = history(uri).query("action == 'promote' and version != '1'")
+        promotions = history(tracking_uri=uri).query("action == 'promote' and version != '1'")
         assert len(promotions) == 2 and promotions.who.str.split('@').str[1].nunique() == 2
         store = connect(uri)
         store.client.set_registered_model_tag(journal.MODEL, 'claim.dead', '{"who": "x@three", "host": "three", "pid": 1, "time": "long ago"}')
-        lease = journal.LEASE
+        lease = journal.LEASE_S
         try:
-            journal.LEASE = 3.
+            journal.LEASE_S = 3.
             start = time.monotonic()
-            set_alias('shadow', '1', uri)
+            set_alias('shadow', '1', tracking_uri=uri)
             assert 3 <= time.monotonic() - start < 15
         finally:
-            journal.LEASE = lease
+            journal.LEASE_S = lease
         sound(uri)
 
 
@@ -243,20 +245,20 @@ def test_a_live_claim_of_another_machine_is_waited_for(uri):
 
 def test_a_hand_that_takes_no_turn_wins(uri, monkeypatch):
     "Somebody moves `champion` in MLflow's pages between the decision and the first write: refused, recorded, and theirs stays."
-    import bioai_esol.promotion as promotion
-    set_alias('shadow', '1', uri)
-    assert promote('b', EASY, uri).champion == '2'
+    import bioai_esol.registry.promotion as promotion
+    set_alias('shadow', '1', tracking_uri=uri)
+    assert promote('b', EASY, tracking_uri=uri).champion == '2'
 
     def crown(t, *args):
         t.store.client.set_registered_model_alias(journal.MODEL, 'champion', '1')
         return journal_crown(t, *args)
     journal_crown = promotion.crown
     monkeypatch.setattr(promotion, 'crown', crown)
-    done = promote('c', EASY, uri)
+    done = promote('c', EASY, tracking_uri=uri)
     assert not done.approved and done.champion == '1' and 'champion is version 1 now, not 2' in done.reason
-    last = history(uri).iloc[-1]
+    last = history(tracking_uri=uri).iloc[-1]
     assert (last.action, last.outcome) == ('promote', 'refused') and 'decided for another world' in last.reason
-    found = check(uri).set_index('invariant')
+    found = check(tracking_uri=uri).set_index('invariant')
     assert 'another hand moved it' in found.findings['every move of champion is on record']
 
 
@@ -265,9 +267,9 @@ def test_quick_is_what_it_says(quick):
     folder = Path(tempfile.mkdtemp())
     store = sweep_here(fresh(folder), 'x', 2)
     [row] = tracking.runs_table(store, 'x').to_dict('records')
-    from bioai_esol.data import esol
-    from bioai_esol.configuration import config_from
-    from bioai_esol.training import train
+    from bioai_esol.chem.dataset import load_esol
+    from bioai_esol.training.config import config_from
+    from bioai_esol.training.engine import train
     config = config_from(row)
-    [result] = train([config], real_make_task(esol(), config))
+    [result] = train([config], real_make_task(load_esol(), config))
     assert result.summary['best_val_rmse'] == row['best_val_rmse']

@@ -6,14 +6,14 @@ import pytest
 from conftest import fresh, sweep_here
 from quick import EASY
 
-from bioai_esol.data import BioaiError
-from bioai_esol.ensemble import best_ensemble, build_ensemble
-from bioai_esol.frames import load_predictions, load_runs
-from bioai_esol.grid import Grid
-from bioai_esol.promotion import promote
-from bioai_esol.registry import check
-from bioai_esol.serving import load_champion
-from bioai_esol.sweep import run_sweep
+from bioai_esol.errors import BioaiError
+from bioai_esol.sweep.ensemble import best_ensemble, build_ensemble
+from bioai_esol.store.runs import load_predictions, load_runs
+from bioai_esol.sweep.grid import Grid
+from bioai_esol.registry.promotion import promote
+from bioai_esol.registry.versions import check
+from bioai_esol.serving.predictor import load_champion
+from bioai_esol.sweep.runner import run_sweep
 
 KINDS = dict(architecture=('gcn', 'gradient-boosting', 'ridge'), hidden_dim=16, lr=1e-2, batch_size=128, dropout=0, weight_decay=0, epochs=3, seed=(1, 2))
 
@@ -28,52 +28,52 @@ def kinds(tmp_path_factory):
 
 
 def test_seeds_only_where_numbers_are_drawn(kinds):
-    runs = load_runs('kinds', kinds)
+    runs = load_runs('kinds', tracking_uri=kinds)
     assert runs.groupby('architecture').seed.nunique().to_dict() == {'gcn': 2, 'gradient-boosting': 2, 'ridge': 1}
     assert runs.coverage_90.between(.5, 1).all() and (runs.interval_90 > 0).all()
 
 
 def test_the_mean_becomes_champion_over_a_plain_network(kinds, quick):
-    first = promote('plain', EASY, kinds)
+    first = promote('plain', EASY, tracking_uri=kinds)
     assert first.champion == '1'
-    run, tried = best_ensemble('kinds', kinds, 'mean')
+    run, tried = best_ensemble('kinds', tracking_uri=kinds, as_tag='mean')
     assert tried.chosen.sum() == 1 and len(tried) == 7
-    again, _ = best_ensemble('kinds', kinds, 'mean')
+    again, _ = best_ensemble('kinds', tracking_uri=kinds, as_tag='mean')
     assert again['run_id'] == run['run_id']  # made once
-    members = [r for r in load_runs('kinds', kinds).itertuples() if r.run_id in run['member_runs'].split(',')]
+    members = [r for r in load_runs('kinds', tracking_uri=kinds).itertuples() if r.run_id in run['member_runs'].split(',')]
     assert {m.architecture for m in members} == set(tried.kinds[tried.chosen].item())
-    kept = {m.run_id: load_predictions(m.run_id, kinds).predicted.to_numpy() for m in members}
+    kept = {m.run_id: load_predictions(m.run_id, tracking_uri=kinds).predicted.to_numpy() for m in members}
     by_kind = [np.mean([kept[m.run_id] for m in members if m.architecture == a], axis=0) for a in {m.architecture for m in members}]
-    found = load_predictions(run['run_id'], kinds)
+    found = load_predictions(run['run_id'], tracking_uri=kinds)
     np.testing.assert_allclose(found.predicted, np.mean(by_kind, axis=0), rtol=1e-5, atol=1e-5)
     assert found.log_solubility.between(found.low, found.high).mean() == run['coverage_90']
-    done = promote('mean', EASY, kinds)
+    done = promote('mean', EASY, tracking_uri=kinds)
     assert done.approved and done.champion == '2', done.reason
     assert done.decisions[0].note == 'bit for bit'  # every member trained again
     rules = {r.name: r.reason for r in done.decisions[-1].rules}
     assert rules['hyperparameters'] == 'architecture, members logged' and rules['same_test_set'] == 'tested on the same molecules'
-    assert check(kinds).holds.all()
-    answer = load_champion(kinds).predict(found.smiles.tolist())
+    assert check(tracking_uri=kinds).holds.all()
+    answer = load_champion(tracking_uri=kinds).predict(found.smiles.tolist())
     np.testing.assert_allclose(answer.log_solubility, found.predicted, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(answer.high, found.high, rtol=1e-5, atol=1e-5)
-    far = load_champion(kinds).predict(['CCO', '[Na+].[Cl-]'])
+    far = load_champion(tracking_uri=kinds).predict(['CCO', '[Na+].[Cl-]'])
     assert far.domain.tolist() == ['inside', 'outside'] and far.similarity[0] > far.similarity[1]
 
 
 def test_what_cannot_be_members(kinds, tmp_path):
-    runs = load_runs('kinds', kinds)
+    runs = load_runs('kinds', tracking_uri=kinds)
     other = run_sweep(Grid(architecture='ridge', split='random', seed=7, run_tag='elsewhere', workers=1), tracking_uri=kinds).runs
     with pytest.raises(BioaiError, match='differ in split_digest'):
-        build_ensemble([runs.run_id[0], other.run_id[0]], kinds)
-    mean, _ = best_ensemble('kinds', kinds, 'mean')
+        build_ensemble([runs.run_id[0], other.run_id[0]], tracking_uri=kinds)
+    mean, _ = best_ensemble('kinds', tracking_uri=kinds, as_tag='mean')
     with pytest.raises(BioaiError, match='a finished run of a single model'):
-        build_ensemble([runs.run_id[0], mean['run_id']], kinds)
+        build_ensemble([runs.run_id[0], mean['run_id']], tracking_uri=kinds)
     with pytest.raises(BioaiError, match='needs two at least'):
-        best_ensemble('plain', kinds)
+        best_ensemble('plain', tracking_uri=kinds)
     with pytest.raises(BioaiError, match="no runs with the run tag 'none'"):
-        best_ensemble('none', kinds)
+        best_ensemble('none', tracking_uri=kinds)
     with pytest.raises(BioaiError, match='two runs at least, not 1'):
-        build_ensemble(runs.run_id[:1], kinds)
+        build_ensemble(runs.run_id[:1], tracking_uri=kinds)
     assert json.loads(mean['members'])[0].keys() >= {'architecture', 'seed'}
 
 

@@ -6,16 +6,17 @@ from conftest import fresh
 from safetensors.torch import load_file
 from torch_geometric.data import Batch as PyGBatch
 
-from bioai_esol.data import esol
-from bioai_esol.features import cut, featurise
-from bioai_esol.architectures import ARCHITECTURES
-from bioai_esol.configuration import TrainConfig
-from bioai_esol.model import GCN, BlockDropout, from_pyg, generator, init_theta, one_thread, predict_batch, to_pyg
-from bioai_esol.grid import Grid
-from bioai_esol.sweep import run_sweep
-from bioai_esol.store import connect
-from bioai_esol.tracking import fetch_artifacts
-from bioai_esol.training import make_task, train
+from bioai_esol.chem.dataset import load_esol
+from bioai_esol.chem.graphs import cut_graphs, featurise
+from bioai_esol.models.architectures import ARCHITECTURES
+from bioai_esol.training.config import TrainConfig
+from bioai_esol.models.gcn import from_pyg, GCN, to_pyg
+from bioai_esol.models.kaxis import BlockDropout, generator, init_theta, one_thread, predict_batch
+from bioai_esol.sweep.grid import Grid
+from bioai_esol.sweep.runner import run_sweep
+from bioai_esol.store.client import connect
+from bioai_esol.store.runs import fetch_artifacts
+from bioai_esol.training.engine import make_task, train
 
 CONFIGS = [TrainConfig(hidden_dim=32, batch_size=32, lr=lr, dropout=dropout, weight_decay=wd)
            for lr, dropout, wd in [(1e-2, 0, 0), (1e-3, .2, 1e-4), (3e-3, .5, 0), (3e-3, 0, 1e-5), (1e-2, .5, 1e-4), (1e-3, .2, 0)]]
@@ -23,7 +24,7 @@ CONFIGS = [TrainConfig(hidden_dim=32, batch_size=32, lr=lr, dropout=dropout, wei
 
 @pytest.fixture(scope='module')
 def task():
-    return make_task(esol(), TrainConfig())
+    return make_task(load_esol(), TrainConfig())
 
 
 def equal(a, b):
@@ -120,7 +121,7 @@ def test_equals_pyg_over_a_training(task):
     with one_thread():
         adam = torch.optim.Adam([theta.requires_grad_()], lr=3e-3, weight_decay=1e-4)
         for _ in range(2):
-            for i, batch in enumerate(cut(task.graphs, rows, 64)):
+            for i, batch in enumerate(cut_graphs(task.graphs, rows, 64)):
                 loss = ((predict_batch(model, theta, batch) - batch.y) ** 2).mean()
                 theta.grad, = torch.autograd.grad(loss, theta)
                 plain = to_pyg(model, theta[0].detach())
@@ -135,7 +136,7 @@ def test_equals_pyg_over_a_training(task):
 def test_dropout_has_the_right_rate_and_scale(task):
     "With dropout the expected activation is unchanged: the mean over many draws approaches evaluation."
     model = GCN(16)
-    batch = next(cut(task.graphs, torch.arange(64), 64))
+    batch = next(cut_graphs(task.graphs, torch.arange(64), 64))
     theta, dropout = init_theta(model, generator(0, 'init'))[None], BlockDropout([0.5], generator(0, 'dropout'))
     with torch.no_grad():
         draws = [float(predict_batch(model, theta, batch, dropout).mean()) for _ in range(400)]
@@ -147,7 +148,7 @@ def test_dropout_has_the_right_rate_and_scale(task):
 def test_methane(task):
     "One atom, no bonds: trained on, predicted, and nowhere a division by zero."
     row = task.dataset.smiles.index('C')
-    batch = next(cut(task.graphs, torch.tensor([row]), 1))
+    batch = next(cut_graphs(task.graphs, torch.tensor([row]), 1))
     assert batch.n_atoms == 1 and batch.adjacency.weight.tolist() == [1.0]
     model = GCN(32)
     theta = init_theta(model, generator(42, 'init'))[None].requires_grad_()
@@ -158,9 +159,9 @@ def test_methane(task):
 
 def test_the_engine_runs_on_the_device_it_is_given():
     "Every tensor of the network's forward and backward pass is made where its inputs are: shapes on the `meta` device, which computes nothing."
-    from bioai_esol.features import pack
+    from bioai_esol.chem.graphs import pack_graphs
     model = GCN(16)
-    batch = next(cut(pack(['CCO', 'C', 'c1ccccc1']), torch.arange(3), 3)).to('meta')
+    batch = next(cut_graphs(pack_graphs(['CCO', 'C', 'c1ccccc1']), torch.arange(3), 3)).to('meta')
     theta = torch.empty(4, model.n_params, device='meta', requires_grad=True)
     out = predict_batch(model, theta, batch)
     assert out.shape == (4, 3) and out.device.type == 'meta'

@@ -55,10 +55,10 @@ def analysis(lab, page):
 
 def choice(folder, page):
     "What the policy says of the sweep under the thresholds that the sliders show."
-    from bioai_esol.frames import load_runs
-    from bioai_esol.policy import Policy, choose_candidate
+    from bioai_esol.store.runs import load_runs
+    from bioai_esol.registry.policy import choose_candidate, Policy
     thresholds = {key: value(page, name) for key, name in dict(gap_threshold='gap threshold', r2_tolerance='R² tolerance').items()}
-    return choose_candidate(load_runs('lab', uri_of(folder)), Policy(**thresholds))
+    return choose_candidate(load_runs('lab', tracking_uri=uri_of(folder)), Policy(**thresholds))
 
 
 def value(page, name):
@@ -126,13 +126,13 @@ def test_picked_runs_are_compared(notebook):
 
 
 def test_a_running_sweep_is_watched_without_a_click(folder, page, notebook):
-    from bioai_esol.data import BioaiError
-    from bioai_esol.frames import load_runs
+    from bioai_esol.errors import BioaiError
+    from bioai_esol.store.runs import load_runs
     sweep = subprocess.Popen([PROGRAM, 'sweep', *LONG, '--run-tag', 'live'], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     def begun():
         assert sweep.poll() is None, sweep.stderr.read()
         with contextlib.suppress(BioaiError):  # no such sweep yet
-            return len(load_runs('live', uri_of(folder)))
+            return len(load_runs('live', tracking_uri=uri_of(folder)))
     counts, figures = [], []
     def risen():
         assert sweep.poll() is None, f'the sweep ended, and what was seen of it is {counts} finished runs'

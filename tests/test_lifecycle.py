@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from bioai_esol.data import BioaiError
-from bioai_esol.journal import history, snapshot
-from bioai_esol.promotion import promote
-from bioai_esol.registry import archive, check, restore, rollback, set_alias, status
-from bioai_esol.serving import load_champion
-from bioai_esol.store import StoreError, connect
-from bioai_esol.tracking import runs_table
+from bioai_esol.errors import BioaiError
+from bioai_esol.registry.journal import history, snapshot
+from bioai_esol.registry.promotion import promote
+from bioai_esol.registry.versions import archive, check, restore, rollback, set_alias, status
+from bioai_esol.serving.predictor import load_champion
+from bioai_esol.errors import StoreError
+from bioai_esol.store.client import connect
+from bioai_esol.store.runs import runs_table
 from quick import EASY, blow_after
 
 SEQUENCES = int(os.environ.get('BIOAI_SEQUENCES', 8))
@@ -147,7 +148,7 @@ class Lives(RuleBasedStateMachine):
     @rule(tag=tags, force=st.booleans())
     def promote(self, tag, force):
         approved, already, states = self.expected(tag, force)
-        done = promote(tag, EASY, self.uri, force=force)
+        done = promote(tag, EASY, tracking_uri=self.uri, force=force)
         assert (done.approved, done.already) == (approved, already), done.reason
         self.model = states[-1]
 
@@ -172,7 +173,7 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def rollback(self):
         possible = bool(self.model.aliases.get('champion') and self.model.before())
-        decision, champion = rollback('drift', self.uri)
+        decision, champion = rollback('drift', tracking_uri=self.uri)
         assert decision.approved == possible
         if possible:
             self.model = self.model.rolled_back()
@@ -181,26 +182,26 @@ class Lives(RuleBasedStateMachine):
     @rule(name=st.sampled_from(FREE), version=versions)
     @some
     def alias(self, name, version):
-        set_alias(name, version, self.uri)
+        set_alias(name, version, tracking_uri=self.uri)
         self.model = self.model.with_alias(name, version)
 
     @rule(name=st.sampled_from(FREE))
     def remove_alias(self, name):
         if name in self.model.aliases:
-            set_alias(name, None, self.uri)
+            set_alias(name, None, tracking_uri=self.uri)
             self.model = self.model.with_alias(name, None)
         else:
             with pytest.raises(BioaiError, match='there is no alias'):
-                set_alias(name, None, self.uri)
+                set_alias(name, None, tracking_uri=self.uri)
 
     @rule(version=versions)
     @some
     def archive(self, version):
         if self.model.status[version] in (*GONE, 'champion'):
             with pytest.raises(BioaiError):
-                archive(version, 'not needed', self.uri)
+                archive(version, 'not needed', tracking_uri=self.uri)
             return
-        archive(version, 'not needed', self.uri)
+        archive(version, 'not needed', tracking_uri=self.uri)
         self.model = self.model.with_status(version, 'archived')
         if self.model.aliases.get('candidate') == version:
             self.model = self.model.with_alias('candidate', None)
@@ -210,9 +211,9 @@ class Lives(RuleBasedStateMachine):
     def restore(self, version):
         if self.model.status[version] != 'archived':
             with pytest.raises(BioaiError):
-                restore(version, 'needed after all', self.uri)
+                restore(version, 'needed after all', tracking_uri=self.uri)
             return
-        restore(version, 'needed after all', self.uri)
+        restore(version, 'needed after all', tracking_uri=self.uri)
         self.model = self.model.with_status(version, 'registered')
 
     # and what goes wrong
@@ -226,20 +227,20 @@ class Lives(RuleBasedStateMachine):
             assert 'the store is gone' in str(e)
         finally:
             blow_after(None)
-        status(self.uri)
+        status(tracking_uri=self.uri)
         found = self.found()
         assert found in [(m.status, m.aliases) for m in states], (found, states)
         self.model = next(m for m in states if (m.status, m.aliases) == found)
 
     @rule(tag=tags, writes=st.integers(1, 40), force=st.booleans())
     def crash_in_promote(self, tag, writes, force):
-        self.crashed(lambda: promote(tag, EASY, self.uri, force=force), writes, self.expected(tag, force)[2])
+        self.crashed(lambda: promote(tag, EASY, tracking_uri=self.uri, force=force), writes, self.expected(tag, force)[2])
 
     @rule(writes=st.integers(1, 14))
     def crash_in_rollback(self, writes):
         possible = bool(self.model.aliases.get('champion') and self.model.before())
         states = [self.model, *([self.model.rolled_back()] if possible else [])]
-        self.crashed(lambda: rollback('drift', self.uri), writes, states)
+        self.crashed(lambda: rollback('drift', tracking_uri=self.uri), writes, states)
 
     # what must always hold
 
@@ -257,11 +258,11 @@ class Lives(RuleBasedStateMachine):
     def nothing_is_broken(self):
         if not hasattr(self, 'model') or not self.model.status:
             return
-        found = check(self.uri)
+        found = check(tracking_uri=self.uri)
         assert found.holds.all(), found[~found.holds].to_string()
         if champion := self.model.aliases.get('champion'):
-            assert load_champion(self.uri).version == champion
-        told = history(self.uri)
+            assert load_champion(tracking_uri=self.uri).version == champion
+        told = history(tracking_uri=self.uri)
         assert len(told) >= self.entries and told.time.is_monotonic_increasing and 'begun' not in set(told.outcome)
         self.entries = len(told)
 

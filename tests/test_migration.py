@@ -19,12 +19,12 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from quick import EASY
 from sqlalchemy import create_engine
 
-from bioai_esol import migration
-from bioai_esol.journal import MODEL, Entry
-from bioai_esol.migration import migrate
-from bioai_esol.promotion import promote
-from bioai_esol.registry import rollback, set_alias
-from bioai_esol.store import StoreError
+from bioai_esol.store import migration
+from bioai_esol.registry.journal import Entry, MODEL
+from bioai_esol.store.migration import migrate
+from bioai_esol.registry.promotion import promote
+from bioai_esol.registry.versions import rollback, set_alias
+from bioai_esol.errors import StoreError
 
 HANG_UP = 'select pg_terminate_backend(pid) from pg_stat_activity where pid != pg_backend_pid() and datname is not null'
 
@@ -43,9 +43,9 @@ def store(template, quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp('store')
     uri = copied(template, folder)
     for tag in 'ab':
-        assert promote(tag, EASY, uri).approved
-    rollback('drift: über dem Grenzwert', uri)
-    set_alias('shadow', '2', uri)
+        assert promote(tag, EASY, tracking_uri=uri).approved
+    rollback('drift: über dem Grenzwert', tracking_uri=uri)
+    set_alias('shadow', '2', tracking_uri=uri)
     client = MlflowClient(uri, registry_uri=uri)
     other = client.create_experiment('beside', artifact_location='s3://esol-runs/beside', tags=dict(why='"quoted", \\ and löslich 🧪'))
     run = client.create_run(other, run_name='went wrong').info.run_id
@@ -309,7 +309,7 @@ def test_one_moment_of_a_store_that_is_being_written(mine, spare, tmp_path):
 
 def test_a_target_that_somebody_writes_is_waited_for_and_then_given_up(source, spare, monkeypatch):
     "Rather than for ever; what they write stays."
-    monkeypatch.setattr(migration, 'PATIENCE', 1)
+    monkeypatch.setattr(migration, 'LOCK_TIMEOUT_S', 1)
     engine = create_engine(full(spare))
     with engine.begin() as other:
         other.exec_driver_sql("update experiments set name = 'mine' where experiment_id = 0")

@@ -15,10 +15,11 @@ import pytest
 from conftest import PROGRAM, copied, fresh
 from stores import KEYS, free_port, mlflow_server, s3
 
-from bioai_esol.outbox import left, places
-from bioai_esol.store import Store, StoreError, connect
-from bioai_esol.frames import load_histories
-from bioai_esol.tracking import runs_table, search
+from bioai_esol.store.outbox import outbox_folders, pending
+from bioai_esol.store.client import connect, Store
+from bioai_esol.errors import StoreError
+from bioai_esol.store.runs import load_histories
+from bioai_esol.store.runs import runs_table, search
 
 EPOCHS = 60
 GRID = ['--hidden-dim', '8,16,32', '--lr', '1e-2', '--batch-size', '16', '--dropout', '0,0.2', '--weight-decay', '0', '--workers', '2',
@@ -95,7 +96,7 @@ def complete(uri, run_tag, killed=0):
     for run_id in finished.run_id:
         assert {f.path for f in store.client.list_artifacts(run_id)} == {'weights.safetensors', 'model.json', 'test_predictions.csv'}
         assert len(store.client.get_run(run_id).inputs.dataset_inputs) == 1
-    assert left(store) == []
+    assert pending(store) == []
 
 
 def said(folder): return (folder / 'err').read_text()
@@ -132,7 +133,7 @@ def test_a_server_that_does_not_come_back(server, tmp_path, here):
 
 def test_the_sweep_is_killed_while_the_server_is_away(server, tmp_path, here):
     "SIGKILL in the middle of the waiting: what was on the disk is written by the next sweep."
-    def kept(): return [p for place in places(Store(None, server.url, '')) for p in place.rglob('run.json') if not p.parent.suffix]
+    def kept(): return [p for place in outbox_folders(Store(None, server.url, '')) for p in place.rglob('run.json') if not p.parent.suffix]
     assert not kept()
     with sweeping(tmp_path, server.url) as p:
         until(lambda: opened(server.url, tmp_path.name) >= 4, p)
@@ -163,7 +164,7 @@ def test_a_second_machine(server, tmp_path, here, monkeypatch):
         assert p.poll() is None and 'KILLED' not in set(statuses) and len(statuses) >= begun
         os.killpg(p.pid, signal.SIGKILL)
         p.wait()
-    monkeypatch.setattr('bioai_esol.sweep.STALE', 0.1)
+    monkeypatch.setattr('bioai_esol.sweep.runner.HEARTBEAT_TIMEOUT_S', 0.1)
     done = here(*command)
     assert done.returncode == 0, done.stderr
     complete(server.url, tmp_path.name, killed=len(runs_table(connect(server.url), tmp_path.name)) - 6)

@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 from conftest import copied, sweep_here, uri_of
 
-from bioai_esol.data import BioaiError, DataError, load_csv, load_esol
-from bioai_esol.journal import MODEL, history, snapshot
-from bioai_esol.policy import Policy
-from bioai_esol.promotion import promote, retrain
-from bioai_esol.registry import archive, check, restore, rollback, set_alias, status
-from bioai_esol.serving import compare, load_champion, load_version
-from bioai_esol.grid import Grid
-from bioai_esol.sweep import run_sweep
-from bioai_esol.store import StoreError, connect
-from bioai_esol.tracking import runs_table
+from bioai_esol.errors import BioaiError, DataError
+from bioai_esol.chem.dataset import load_csv, load_esol
+from bioai_esol.registry.journal import history, MODEL, snapshot
+from bioai_esol.registry.policy import Policy
+from bioai_esol.registry.promotion import promote, retrain
+from bioai_esol.registry.versions import archive, check, restore, rollback, set_alias, status
+from bioai_esol.serving.comparison import compare
+from bioai_esol.serving.predictor import load_champion, load_version
+from bioai_esol.sweep.grid import Grid
+from bioai_esol.sweep.runner import run_sweep
+from bioai_esol.errors import StoreError
+from bioai_esol.store.client import connect
+from bioai_esol.store.runs import runs_table
 from quick import EASY
 
 pytestmark = pytest.mark.usefixtures('quick')
@@ -36,7 +39,7 @@ def three(template, quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp('three')
     uri = copied(template, folder)
     for tag in 'abc':
-        assert promote(tag, EASY, uri).approved
+        assert promote(tag, EASY, tracking_uri=uri).approved
     return folder
 
 
@@ -46,7 +49,7 @@ def crowned(three, tmp_path):
 
 
 def aliases(uri): return snapshot(connect(uri)).aliases
-def statuses(uri): return status(uri).set_index('version').status.to_dict()
+def statuses(uri): return status(tracking_uri=uri).set_index('version').status.to_dict()
 
 
 def test_three_champions_and_two_rollbacks(crowned):
@@ -54,26 +57,26 @@ def test_three_champions_and_two_rollbacks(crowned):
     uri = crowned
     assert aliases(uri) == dict(champion='3')
     assert statuses(uri) == {'1': 'archived', '2': 'archived', '3': 'champion'}
-    refused = promote('a', EASY, uri)
+    refused = promote('a', EASY, tracking_uri=uri)
     assert not refused.approved and (refused.version, refused.champion) == ('4', '3')
     assert [r.name for r in refused.decisions[-1].rules if not r.passed][0] == 'improvement'
     assert aliases(uri) == dict(champion='3', candidate='4')
-    set_alias('shadow', '2', uri)
-    assert rollback('drift', uri)[1] == '2'
-    before = status(uri).set_index('version')
+    set_alias('shadow', '2', tracking_uri=uri)
+    assert rollback('drift', tracking_uri=uri)[1] == '2'
+    before = status(tracking_uri=uri).set_index('version')
     assert before.status.to_dict() == {'1': 'archived', '2': 'champion', '3': 'failed_in_monitoring', '4': 'candidate'}
     assert before.successor.to_dict() == {'1': '2', '2': '', '3': '2', '4': ''} and before.demoted_at['2'] == ''
     assert before.why['3'] == 'drift' and before.why['2'] == 'champion again, because version 3 failed: drift'
-    assert rollback('drift again', uri)[1] == '1'
-    decision, champion = rollback('and again', uri)
+    assert rollback('drift again', tracking_uri=uri)[1] == '1'
+    decision, champion = rollback('and again', tracking_uri=uri)
     assert not decision.approved and champion == '1' and 'no earlier champion to go back to' in decision.reason
     assert statuses(uri) == {'1': 'champion', '2': 'failed_in_monitoring', '3': 'failed_in_monitoring', '4': 'candidate'}
     sweep_here(uri, 'd', 20)
-    assert promote('d', EASY, uri).champion == '5'
-    assert rollback('too', uri)[1] == '1'
+    assert promote('d', EASY, tracking_uri=uri).champion == '5'
+    assert rollback('too', tracking_uri=uri)[1] == '1'
     assert aliases(uri) == dict(champion='1', shadow='2')
-    assert check(uri).holds.all()
-    told = history(uri)
+    assert check(tracking_uri=uri).holds.all()
+    told = history(tracking_uri=uri)
     assert told.action.tolist()[-5:] == ['rollback', 'register', 'candidate', 'promote', 'rollback']
     assert told.outcome.tolist()[-5:] == ['refused', 'done', 'done', 'done', 'done']
 
@@ -81,18 +84,18 @@ def test_three_champions_and_two_rollbacks(crowned):
 def test_a_failed_version_is_stepped_over(crowned):
     "Somebody gives `champion` back to 3 by hand; the one before it, 2, has failed in the meantime."
     uri = crowned
-    rollback('drift', uri)
-    assert rollback('drift', uri)[1] == '1'
+    rollback('drift', tracking_uri=uri)
+    assert rollback('drift', tracking_uri=uri)[1] == '1'
     connect(uri).client.set_registered_model_alias(MODEL, 'champion', '3')
-    decision, champion = rollback('still bad', uri)
+    decision, champion = rollback('still bad', tracking_uri=uri)
     assert champion == '1' and 'version 2 failed: drift' in decision.note
 
 
 def test_every_decision_is_an_artifact_of_its_run(crowned, tmp_path):
     uri = crowned
     store, version = connect(uri), snapshot(connect(uri)).versions['3']
-    rollback('drift', uri)
-    set_alias('shadow', '3', uri)
+    rollback('drift', tracking_uri=uri)
+    set_alias('shadow', '3', tracking_uri=uri)
     files = sorted(f.path for f in store.client.list_artifacts(version.run_id, 'decisions'))
     assert [f.split('-')[-1] for f in files] == [f'{a}.json' for a in ('register', 'candidate', 'promote', 'rollback', 'alias')]
     texts = [json.loads(Path(p).read_text()) for p in sorted((tmp_path / 'mlartifacts').glob(f'{version.run_id}/artifacts/decisions/*'))]
@@ -101,47 +104,47 @@ def test_every_decision_is_an_artifact_of_its_run(crowned, tmp_path):
     improvement = next(r for r in promoted['decisions'][-1]['rules'] if r['name'] == 'improvement')
     assert improvement['limit'] == 0.02 and improvement['value'] > 0.02 and improvement['passed']
     assert texts[3]['reason'] == 'drift' and ['alias/champion', '3', '2'] in texts[3]['changes']
-    assert [t['id'] for t in texts] == history(uri).query("run_id == @version.run_id").index.map(lambda i: snapshot(store).entries[i].id).tolist()
+    assert [t['id'] for t in texts] == history(tracking_uri=uri).query("run_id == @version.run_id").index.map(lambda i: snapshot(store).entries[i].id).tolist()
 
 
 def test_no_candidate_is_a_decision_too(uri, tmp_path):
-    done = promote('a', Policy(gap_threshold=1e-6), uri)
+    done = promote('a', Policy(gap_threshold=1e-6), tracking_uri=uri)
     assert not done.approved
-    [entry] = history(uri).to_dict('records')
+    [entry] = history(tracking_uri=uri).to_dict('records')
     assert (entry['action'], entry['outcome'], entry['version']) == ('promote', 'refused', None) and 'the only run does not pass' in entry['reason']
     assert connect(uri).client.get_run(entry['run_id']).data.tags['kind'] == 'sweep'
     assert list((tmp_path / 'mlartifacts').glob(f"{entry['run_id']}/artifacts/decisions/*-promote.json"))
-    assert len(status(uri)) == 0
+    assert len(status(tracking_uri=uri)) == 0
 
 
 def test_what_failed_stays_out_unless_forced(crowned):
     "Neither the version, nor its settings under a new number; --force takes it and leaves a trace."
     uri = crowned
-    rollback('drift', uri)
-    again = promote('c', EASY, uri)
+    rollback('drift', tracking_uri=uri)
+    again = promote('c', EASY, tracking_uri=uri)
     assert not again.approved and 'version 3, with these settings, failed in monitoring (drift)' in again.choice.runs.reason[0]
     named = promote(version='3', policy=EASY, tracking_uri=uri)
     assert not named.approved and 'failed in monitoring' in named.reason
     with pytest.raises(BioaiError, match='--force'):
-        restore('3', 'please', uri)
+        restore('3', 'please', tracking_uri=uri)
     with pytest.raises(BioaiError, match="is moved by 'bioai-esol promote'"):
-        set_alias('champion', '3', uri)
+        set_alias('champion', '3', tracking_uri=uri)
     assert statuses(uri)['3'] == 'failed_in_monitoring' and len(statuses(uri)) == 3
     forced = promote(version='3', policy=EASY, tracking_uri=uri, force=True)
     assert forced.approved and forced.champion == '3' and statuses(uri)['3'] == 'champion'
     rule = next(r for r in forced.decisions[-1].rules if r.name == 'not_failed')
     assert 'taken all the same, by --force' in rule.reason
-    assert rollback('drift, as before', uri)[1] == '2'
-    anew = promote('c', EASY, uri, force=True)
+    assert rollback('drift, as before', tracking_uri=uri)[1] == '2'
+    anew = promote('c', EASY, tracking_uri=uri, force=True)
     assert anew.approved and anew.champion == '4'
-    assert check(uri).holds.all()
+    assert check(tracking_uri=uri).holds.all()
 
 
 def test_significance_can_be_a_rule(crowned):
     uri = crowned
     sweep_here(uri, 'd', 50)
     strict = Policy(**EASY.model_dump() | dict(min_improvement=0.0, require_significance=True, regression_tolerance=0.99))
-    done = promote('d', strict, uri)
+    done = promote('d', strict, tracking_uri=uri)
     rule = next(r for r in done.decisions[-1].rules if r.name == 'significance')
     assert rule.passed == (rule.value < 0) and 'better with probability' in rule.reason and '113 molecules' in done.decisions[-1].note
     assert done.approved == rule.passed
@@ -149,13 +152,13 @@ def test_significance_can_be_a_rule(crowned):
 
 def test_archive_restore_and_a_second_judgement(crowned):
     uri = crowned
-    promote('a', EASY, uri)
+    promote('a', EASY, tracking_uri=uri)
     assert aliases(uri)['candidate'] == '4'
-    archive('candidate', 'looked at by hand: no', uri)
+    archive('candidate', 'looked at by hand: no', tracking_uri=uri)
     assert aliases(uri) == dict(champion='3') and statuses(uri)['4'] == 'archived'
     with pytest.raises(BioaiError, match="'bioai-esol restore 4"):
         promote(version='4', policy=EASY, tracking_uri=uri)
-    restore('4', 'one more look', uri)
+    restore('4', 'one more look', tracking_uri=uri)
     again = promote(version='4', policy=EASY, tracking_uri=uri)
     assert not again.approved and aliases(uri)['candidate'] == '4' and len(statuses(uri)) == 4
 
@@ -163,16 +166,16 @@ def test_archive_restore_and_a_second_judgement(crowned):
 def test_a_promotion_that_is_repeated_is_not_trained_again(crowned):
     "Refused once, judged again: the same version, not another one."
     uri = crowned
-    first, second = promote('a', EASY, uri), promote('a', EASY, uri)
+    first, second = promote('a', EASY, tracking_uri=uri), promote('a', EASY, tracking_uri=uri)
     assert (first.version, first.reused) == ('4', False) and (second.version, second.reused) == ('4', True)
-    assert promote('c', EASY, uri).already
+    assert promote('c', EASY, tracking_uri=uri).already
 
 
 def test_a_champion_that_cannot_be_loaded_is_stepped_over(crowned, tmp_path):
     uri = crowned
     store = connect(uri)
     shutil.rmtree(tmp_path / 'mlartifacts' / snapshot(store).versions['2'].run_id / 'artifacts' / 'model')
-    decision, champion = rollback('drift', uri)
+    decision, champion = rollback('drift', tracking_uri=uri)
     assert decision.approved and champion == '1' and 'version 2 cannot be loaded' in decision.note
 
 
@@ -180,13 +183,13 @@ def test_a_lost_reproduction_is_not_registered(uri):
     store = connect(uri)
     [run] = runs_table(store, 'a').to_dict('records')
     store.client.log_metric(run['run_id'], 'best_val_rmse', run['best_val_rmse'] * (1 - 1e-12), step=99)
-    done = promote('a', EASY, uri)
+    done = promote('a', EASY, tracking_uri=uri)
     assert not done.approved and done.version is None
     assert repr(run['best_val_rmse']) in done.reason and 'must be equal' in done.reason
-    assert len(status(uri)) == 0
+    assert len(status(tracking_uri=uri)) == 0
     repeated = runs_table(store, 'a', 'retraining').iloc[0]
     assert repeated.repeats_run == run['run_id'] and repeated.reproduction == 'failed'
-    assert history(uri)[['action', 'outcome']].values.tolist() == [['register', 'refused']]
+    assert history(tracking_uri=uri)[['action', 'outcome']].values.tolist() == [['register', 'refused']]
 
 
 def test_another_machine_gets_a_tolerance(uri):
@@ -194,15 +197,15 @@ def test_another_machine_gets_a_tolerance(uri):
     [run] = runs_table(store, 'a').to_dict('records')
     store.client.set_tag(run['run_id'], 'processor', 'another one')
     store.client.log_metric(run['run_id'], 'best_val_rmse', run['best_val_rmse'] * 1.01, step=99)
-    done = promote('a', EASY, uri)
+    done = promote('a', EASY, tracking_uri=uri)
     assert done.approved and done.decisions[0].note == 'on another machine (processor)'
 
 
 def test_a_changed_table_is_not_retrained_on(uri, tmp_path):
     mine = tmp_path / 'mine.csv'
-    load_esol().head(150)[['smiles', 'log_solubility']].to_csv(mine, index=False)
+    load_esol().frame.head(150)[['smiles', 'log_solubility']].to_csv(mine, index=False)
     grid = Grid(hidden_dim=8, lr=1e-2, batch_size=32, dropout=0, weight_decay=0, epochs=3, run_tag='mine', workers=1)
-    [run] = run_sweep(grid, load_csv(mine), uri).runs.to_dict('records')
+    [run] = run_sweep(grid, load_csv(mine), tracking_uri=uri).runs.to_dict('records')
     assert retrain(connect(uri), run)['best_val_rmse'] == run['best_val_rmse']
     mine.write_text(mine.read_text().replace('-0.77', '-0.78', 1))
     with pytest.raises(DataError, match='was changed since'):
@@ -210,24 +213,25 @@ def test_a_changed_table_is_not_retrained_on(uri, tmp_path):
 
 
 def test_a_dirty_tree_blocks_and_says_how_to_go_on(uri, monkeypatch):
-    from bioai_esol import lineage, promotion
+    from bioai_esol.registry import promotion
+    from bioai_esol.training import lineage
     for module in (lineage, promotion):
         monkeypatch.setattr(module, 'code_version', lambda: dict(code_version='c0ffee', git_dirty='true'))
-    blocked = promote('a', EASY, uri)
+    blocked = promote('a', EASY, tracking_uri=uri)
     assert not blocked.approved and '--allow-dirty' in blocked.reason and blocked.champion is None
-    assert promote('a', EASY, uri, allow_dirty=True).approved
+    assert promote('a', EASY, tracking_uri=uri, allow_dirty=True).approved
 
 
 def test_two_versions_side_by_side(crowned, tmp_path):
     uri = crowned
-    set_alias('shadow', '1', uri)
+    set_alias('shadow', '1', tracking_uri=uri)
     found = compare('shadow', 'champion', tracking_uri=uri)
     assert found.versions == ('1', '3') and len(found.molecules) == 113 and not found.notes
-    runs = status(uri).set_index('version')
+    runs = status(tracking_uri=uri).set_index('version')
     assert found.table().rmse.tolist() == pytest.approx([runs.test_rmse['1'], runs.test_rmse['3']], abs=1e-6)
     assert found.difference.low > 0 and 'version 3 is better' in str(found)
-    load_esol().head(40)[['smiles', 'log_solubility']].to_csv(tmp_path / 'mine.csv', index=False)
-    mine = compare('1', '3', load_csv(tmp_path / 'mine.csv'), uri)
+    load_esol().frame.head(40)[['smiles', 'log_solubility']].to_csv(tmp_path / 'mine.csv', index=False)
+    mine = compare('1', '3', load_csv(tmp_path / 'mine.csv'), tracking_uri=uri)
     assert len(mine.molecules) == 40 and all('was trained on' in n for n in mine.notes) and len(mine.notes) == 2
     assert (mine.molecules.error_1 == mine.molecules.predicted_1 - mine.molecules.log_solubility).all()
     with pytest.raises(BioaiError, match='are the same version'):
@@ -243,7 +247,7 @@ def tables(uri):
                 ('runs', 'tags', 'metrics', 'model_versions', 'model_version_tags', 'registered_model_aliases', 'registered_model_tags')}
 
 
-def refuses(uri, match, act=lambda uri: promote('c', EASY, uri), error=BioaiError):
+def refuses(uri, match, act=lambda uri: promote('c', EASY, tracking_uri=uri), error=BioaiError):
     before = tables(uri)
     with pytest.raises(error, match=match) as e:
         act(uri)
@@ -252,11 +256,11 @@ def refuses(uri, match, act=lambda uri: promote('c', EASY, uri), error=BioaiErro
 
 
 def test_an_unknown_run_tag_and_an_empty_experiment(uri, tmp_path):
-    refuses(uri, r"no runs with the run tag 'x' .*run tags: a, b, c", lambda uri: promote('x', EASY, uri))
+    refuses(uri, r"no runs with the run tag 'x' .*run tags: a, b, c", lambda uri: promote('x', EASY, tracking_uri=uri))
     empty = uri_of(tmp_path / 'empty')
     (tmp_path / 'empty').mkdir()
     connect(empty, create=True)
-    refuses(empty, "no sweep in .*: run 'bioai-esol sweep' first", lambda uri: promote(None, EASY, uri))
+    refuses(empty, "no sweep in .*: run 'bioai-esol sweep' first", lambda uri: promote(None, EASY, tracking_uri=uri))
 
 
 @pytest.mark.parametrize('key', ['test_rmse', 'best_val_rmse', 'generalisation_gap', 'val_r2'])
@@ -271,20 +275,20 @@ def test_a_run_with_a_missing_or_nan_metric(uri, key, broken):
         with sqlite3.connect(uri.removeprefix('sqlite:///')) as db:
             for table in ('latest_metrics', 'metrics'):
                 db.execute(f'delete from {table} where run_uuid = ? and key = ?', (run['run_id'], key))
-    done = promote('a', EASY, uri)
+    done = promote('a', EASY, tracking_uri=uri)
     assert not done.approved and key in done.choice.runs.reason[0] and 'not logged or not finite' in done.choice.runs.reason[0]
-    assert len(runs_table(store, 'a', 'retraining')) == 0 and len(status(uri)) == 0
+    assert len(runs_table(store, 'a', 'retraining')) == 0 and len(status(tracking_uri=uri)) == 0
 
 
 def test_a_version_without_a_run(crowned):
     uri = crowned
     connect(uri).client.create_model_version(MODEL, '/nowhere')
-    row = status(uri).set_index('version').loc['4']
+    row = status(tracking_uri=uri).set_index('version').loc['4']
     assert 'version 4 has no run' in row.why
     refuses(uri, 'version 4 has no run', lambda uri: promote(version='4', policy=EASY, tracking_uri=uri))
-    refuses(uri, 'version 4 has no run', lambda uri: load_version('4', uri))
-    assert promote('a', EASY, uri).champion == '3'
-    found = check(uri).set_index('invariant')
+    refuses(uri, 'version 4 has no run', lambda uri: load_version('4', tracking_uri=uri))
+    assert promote('a', EASY, tracking_uri=uri).champion == '3'
+    found = check(tracking_uri=uri).set_index('invariant')
     assert 'version 4 has no run' in found.findings['nothing was deleted']
 
 
@@ -294,11 +298,11 @@ def test_a_run_that_was_deleted_behind_our_back(crowned):
     run_id = snapshot(store).versions['3'].run_id
     store.client.delete_run(run_id)
     refuses(uri, f"cannot be compared|compared with the champion: version 3: run {run_id} .* was deleted: 'mlflow runs restore",
-            lambda uri: promote('a', EASY, uri))
-    assert 'was deleted' in status(uri).set_index('version').why['3']
-    assert not check(uri).holds.all()
-    assert rollback('its run is gone', uri)[1] == '2'  # the way out
-    assert promote('a', EASY, uri).champion == '2'
+            lambda uri: promote('a', EASY, tracking_uri=uri))
+    assert 'was deleted' in status(tracking_uri=uri).set_index('version').why['3']
+    assert not check(tracking_uri=uri).holds.all()
+    assert rollback('its run is gone', tracking_uri=uri)[1] == '2'  # the way out
+    assert promote('a', EASY, tracking_uri=uri).champion == '2'
 
 
 @pytest.mark.parametrize('break_it, text', [
@@ -314,16 +318,16 @@ def test_model_files_that_are_gone_or_changed(crowned, tmp_path, break_it, text)
     store = connect(uri)
     break_it(tmp_path / 'mlartifacts' / snapshot(store).versions['3'].run_id / 'artifacts/model/artifacts')
     refuses(uri, f'version 3 cannot be loaded: .*{text}', load_champion, StoreError)
-    assert text in ' '.join(check(uri).findings)
-    assert rollback('its files are broken', uri)[1] == '2'
+    assert text in ' '.join(check(tracking_uri=uri).findings)
+    assert rollback('its files are broken', tracking_uri=uri)[1] == '2'
     named = promote(version='3', policy=EASY, tracking_uri=uri, force=True)
     assert not named.approved and [r.name for r in named.decisions[-1].rules if not r.passed] == ['model_files']
-    assert named.champion == '2' and load_champion(uri).version == '2'
+    assert named.champion == '2' and load_champion(tracking_uri=uri).version == '2'
 
 
 def test_a_broken_candidate_is_not_promoted(uri, monkeypatch):
     "The files are looked at between registration and crown, however they came to be broken."
-    import bioai_esol.promotion as promotion
+    import bioai_esol.registry.promotion as promotion
     real = promotion._register
 
     def register(t, run, *args):
@@ -331,7 +335,7 @@ def test_a_broken_candidate_is_not_promoted(uri, monkeypatch):
         os.truncate(folder / 'model/artifacts/weights.safetensors', 100)
         return real(t, run, *args)
     monkeypatch.setattr(promotion, '_register', register)
-    done = promote('a', EASY, uri)
+    done = promote('a', EASY, tracking_uri=uri)
     assert not done.approved and 'was altered or cut short' in done.reason and done.champion is None
     assert aliases(uri) == dict(candidate='1')
 
@@ -342,11 +346,11 @@ def test_an_unreachable_store_is_not_a_missing_champion(uri):
     store = connect(uri)
     with pytest.raises(StoreError, match='did not get registered model'):
         snapshot(store)
-    for act in (lambda uri: promote('a', EASY, uri), load_champion, status, lambda uri: rollback('drift', uri)):
+    for act in (lambda uri: promote('a', EASY, tracking_uri=uri), load_champion, status, lambda uri: rollback('drift', tracking_uri=uri)):
         with pytest.raises(StoreError) as e:
             act(uri)
         assert '\n' not in str(e.value) and not e.value.absent
-    for act in (lambda uri: promote('a', EASY, uri), load_champion, status, history, check):
+    for act in (lambda uri: promote('a', EASY, tracking_uri=uri), load_champion, status, history, check):
         with pytest.raises(StoreError, match='cannot reach the tracking server'):
             act('http://127.0.0.1:9')
 
@@ -355,7 +359,7 @@ def test_a_store_of_an_older_schema(crowned):
     uri = crowned
     with sqlite3.connect(uri.removeprefix('sqlite:///')) as db:
         db.execute("update alembic_version set version_num = 'cc1f77228345'")
-    for act in (lambda uri: promote('c', EASY, uri), status, load_champion, lambda uri: rollback('drift', uri)):
+    for act in (lambda uri: promote('c', EASY, tracking_uri=uri), status, load_champion, lambda uri: rollback('drift', tracking_uri=uri)):
         refuses(uri, 'cannot use the tracking store .*mlflow db upgrade', act, StoreError)
 
 
@@ -364,16 +368,16 @@ def test_a_store_that_is_read_only(three):
     "As another user sees it, where root would be let through; looking works, changing is one line."
     folder = Path(tempfile.mkdtemp())
     uri = copied(three, folder)
-    promote('a', EASY, uri)
+    promote('a', EASY, tracking_uri=uri)
     for path in [folder, *folder.rglob('*')]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before, root = tables(uri), os.geteuid() == 0
     if root:
         os.seteuid(65534)
     try:
-        assert load_champion(uri).version == '3' and len(status(uri)) == 4
-        for act in (lambda: rollback('drift', uri), lambda: set_alias('shadow', '1', uri), lambda: promote('a', EASY, uri),
-                    lambda: archive('4', 'no', uri)):
+        assert load_champion(tracking_uri=uri).version == '3' and len(status(tracking_uri=uri)) == 4
+        for act in (lambda: rollback('drift', tracking_uri=uri), lambda: set_alias('shadow', '1', tracking_uri=uri), lambda: promote('a', EASY, tracking_uri=uri),
+                    lambda: archive('4', 'no', tracking_uri=uri)):
             with pytest.raises(StoreError) as e:
                 act()
             assert '\n' not in str(e.value) and ('cannot write' in str(e.value) or 'cannot be written' in str(e.value) or 'readonly' in str(e.value)), e.value

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from conftest import PROGRAM, copied
 
-from bioai_esol.journal import snapshot
-from bioai_esol.promotion import promote
-from bioai_esol.serving import load_champion
-from bioai_esol.store import connect
+from bioai_esol.registry.journal import snapshot
+from bioai_esol.registry.promotion import promote
+from bioai_esol.serving.predictor import load_champion
+from bioai_esol.store.client import connect
 from quick import EASY
 from stores import free_port, process
 
@@ -27,7 +27,7 @@ NO_PICKLE = dict(MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
 @pytest.fixture(scope='module')
 def crowned(template, quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp('served')
-    assert promote('a', EASY, copied(template, folder)).champion == '1'
+    assert promote('a', EASY, tracking_uri=copied(template, folder)).champion == '1'
     return folder
 
 
@@ -74,7 +74,7 @@ def in_another_process(uri):
 
 
 def agrees(rows, uri):
-    here = load_champion(uri).predict(ASKED)
+    here = load_champion(tracking_uri=uri).predict(ASKED)
     assert [r['model_version'] for r in rows] == ['1'] * 4 and {r['unit'] for r in rows} == {'log10(mol/L)'}
     assert [bool(r['error']) for r in rows] == [False, False, True, False]
     for r, mine in zip(rows, here.log_solubility):

@@ -13,8 +13,8 @@ import pytest
 from conftest import PROGRAM
 from stores import free_port, mlflow_server, postgres
 
-from bioai_esol.journal import snapshot
-from bioai_esol.store import connect
+from bioai_esol.registry.journal import snapshot
+from bioai_esol.store.client import connect
 
 PASSWORD = 'a-password-of-the-tests'
 

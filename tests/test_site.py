@@ -20,18 +20,14 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from bioai_esol.cli.parser import make_parser
+
 PACKAGE = ROOT / 'bioai_esol'
 MODULES = sorted('.'.join(p.relative_to(PACKAGE).with_suffix('').parts) for p in PACKAGE.rglob('*.py') if not p.name.startswith('_'))
 NOTEBOOKS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
 
-def parser():
-    "What `bioai-esol` understands."
-    from bioai_esol.arguments import make_parser
-    return make_parser()
-
-
-COMMANDS = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+COMMANDS = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
 PAGES = [re.sub(r'(?:\d+_)?(\w+)\.ipynb$', r'\1.html', n.removeprefix('nbs/')) for n in NOTEBOOKS] + [f'commands/{c}.html' for c in ('index', *COMMANDS)]
 READ = """() => { const heading = e => { let h = e; while (h && !/^H[1-6]$/.test(h.tagName)) h = h.previousElementSibling; return h ? h.innerText.trim() : '' };
   return {
@@ -274,7 +270,7 @@ def test_the_navbar_says_what_the_page_says(page, address):
 
 
 @pytest.mark.parametrize('words, landing', [
-    ('rollback_decision', 'policy.html'), ('scaffold_split', 'split.html'), ('interrupted sweep', 'howto/interrupted.html'),
+    ('rollback_decision', 'registry/policy.html'), ('scaffold_split', 'chem/split.html'), ('interrupted sweep', 'howto/interrupted.html'),
     ('bioai-esol rollback', 'commands/rollback.html'), ('--require-significance', 'commands/promote.html')])
 def test_search_finds_the_page(page, address, words, landing):
     page.goto(address)
@@ -322,13 +318,13 @@ def test_every_page_is_reached_from_the_keyboard(page, address):
     first_result(page, 'choose_candidate')
     page.keyboard.press('ArrowDown')
     page.keyboard.press('Enter')
-    page.wait_for_url('**/policy.html#*')
+    page.wait_for_url('**/registry/policy.html#*')
     assert page.troubles == []
 
 
 def test_a_phone_has_sidebar_and_search(new_page, address):
     page = new_page(viewport=dict(width=390, height=844), is_mobile=True, has_touch=True)
-    page.goto(address + 'policy.html')
+    page.goto(address + 'registry/policy.html')
     first, last = (page.locator('#quarto-sidebar a').locator(f'visible=true >> nth={n}') for n in (0, -1))
     def x(link): return link.bounding_box()['x']
     assert x(first) < 0, 'closed, it is beside the screen'
@@ -341,7 +337,7 @@ def test_a_phone_has_sidebar_and_search(new_page, address):
     assert page.locator('button:visible').count() == 1, 'one menu'
     page.locator('.smalldocs-search input:visible').press_sequentially('rollback_decision')
     first_result(page, 'rollback_decision').tap()
-    page.wait_for_url('**/policy.html#*')
+    page.wait_for_url('**/registry/policy.html#*')
     assert page.troubles == []
 
 
@@ -366,7 +362,7 @@ def test_light_and_dark_are_a_choice_that_stays(page, address):
 
 
 def test_a_figure_can_be_enlarged(page, address):
-    page.goto(address + 'analysis/sweep_analysis.html')
+    page.goto(address + 'lab/sweep_analysis.html')
     figure = page.locator('main img.enlarges').first
     figure.click()
     box = page.locator('dialog.enlarged[open] img')

@@ -3,8 +3,8 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from bioai_esol.data import load_esol
-from bioai_esol.split import scaffold_split
+from bioai_esol.chem.dataset import load_esol
+from bioai_esol.chem.split import scaffold_split
 
 
 def deepchem_rule(smiles, frac_train=0.8, frac_valid=0.1):
@@ -27,7 +27,7 @@ def deepchem_rule(smiles, frac_train=0.8, frac_valid=0.1):
 
 
 def test_equals_deepchems_rule_on_esol():
-    smiles = load_esol().smiles.tolist()
+    smiles = load_esol().frame.smiles.tolist()
     ours, theirs = scaffold_split(smiles), deepchem_rule(smiles)
     assert [len(p) for p in theirs] == [902, 113, 113]
     for mine, other in zip((ours.train, ours.val, ours.test), theirs, strict=True):
@@ -35,7 +35,7 @@ def test_equals_deepchems_rule_on_esol():
 
 
 def test_equals_deepchems_rule_on_other_tables():
-    smiles = load_esol().smiles.tolist()
+    smiles = load_esol().frame.smiles.tolist()
     rng = np.random.default_rng(0)
     for n in (50, 200, 700):
         some = [smiles[i] for i in rng.permutation(len(smiles))[:n]]
@@ -44,7 +44,7 @@ def test_equals_deepchems_rule_on_other_tables():
 
 
 def test_the_tie_break_matters():
-    smiles = load_esol().smiles.tolist()
+    smiles = load_esol().frame.smiles.tolist()
     ours = set(scaffold_split(smiles).test)
     groups = {}
     for i, s in enumerate(smiles):
@@ -57,4 +57,4 @@ def test_the_tie_break_matters():
 
 
 def test_the_digest_is_the_one_on_record():
-    assert scaffold_split(load_esol().smiles).digest.startswith('d90b91f131504220')
+    assert scaffold_split(load_esol().frame.smiles).digest.startswith('d90b91f131504220')

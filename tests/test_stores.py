@@ -10,10 +10,10 @@ import pytest
 from conftest import fresh, sweep_here
 from stores import KEYS, Postgres, mlflow_server, postgres, s3
 
-from bioai_esol.frames import load_histories, load_predictions, load_runs
-from bioai_esol.registry import check
-from bioai_esol.store import connect
-from bioai_esol.tracking import runs_table
+from bioai_esol.store.runs import load_histories, load_predictions, load_runs
+from bioai_esol.registry.versions import check
+from bioai_esol.store.client import connect
+from bioai_esol.store.runs import runs_table
 
 LOOSE = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--regression-tolerance', '0.5', '--allow-dirty']
 TINY = ['--hidden-dim', '8', '--lr', '1e-2', '--batch-size', '128', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '2', '--workers', '1']
@@ -90,7 +90,7 @@ def test_the_whole_path(case, here, monkeypatch):
     for answer, version in zip(asked, '21'):
         assert [row['model_version'] for row in answer] == [version] * 2
         assert answer[0]['log_solubility'] is not None and answer[1]['log_solubility'] is None and 'C1CC' in answer[1]['error']
-    assert check(case.uri).holds.all()
+    assert check(tracking_uri=case.uri).holds.all()
     assert json.loads(here('history', '--json').stdout)[-1]['action'] == 'rollback'
     told = here('report', '--run-tag', 'first', '--output', 'first.html')
     assert told.returncode == 0 and 'Sweep first' in (here.folder / 'first.html').read_text(), told.stderr

@@ -10,12 +10,15 @@ import psutil
 import pytest
 from conftest import PROGRAM, SMALL, fresh
 
-from bioai_esol.data import BioaiError, esol
-from bioai_esol.grid import Grid
-from bioai_esol.sweep import run_sweep
-from bioai_esol.store import connect
-from bioai_esol.tracking import runs_table
-from bioai_esol.training import TrainConfig, make_task, split_key, train_from_pipe
+from bioai_esol.errors import BioaiError
+from bioai_esol.chem.dataset import load_esol
+from bioai_esol.sweep.grid import Grid
+from bioai_esol.sweep.runner import run_sweep
+from bioai_esol.store.client import connect
+from bioai_esol.store.runs import runs_table
+from bioai_esol.training.config import split_key, TrainConfig
+from bioai_esol.training.engine import make_task
+from bioai_esol.training.worker import train_from_pipe
 
 LONGER = [*SMALL, '--epochs', '40', '--run-tag', 'small', '--workers', '2']
 FIGURES = ['config_digest', 'best_val_rmse', 'best_epoch', 'test_rmse', 'val_r2', 'generalisation_gap']
@@ -147,7 +150,7 @@ def test_a_sweep_says_that_it_is_alive(tmp_path, monkeypatch):
         told.append((key, int(value)))
         return real(self, run_id, key, value, *args, **kwargs)
     monkeypatch.setattr(mlflow.MlflowClient, 'set_tag', set_tag)
-    monkeypatch.setattr('bioai_esol.tracking.PULSE', 0.2)
+    monkeypatch.setattr('bioai_esol.store.writer.HEARTBEAT_INTERVAL_S', 0.2)
     grid = Grid(hidden_dim=16, lr=1e-2, batch_size=16, dropout=0, weight_decay=0, epochs=100, run_tag='alive', workers=1)
     run_sweep(grid, tracking_uri=fresh(tmp_path))
     assert len(told) >= 2 and {key for key, _ in told} == {'seen_alive'} and told == sorted(told)
@@ -157,7 +160,7 @@ def test_a_sweep_says_that_it_is_alive(tmp_path, monkeypatch):
 
 def test_a_worker_stays_small_over_many_blocks():
     "Under 1.5 GB at the largest shapes of the grid, and no larger after eight blocks than after three."
-    task = make_task(esol(), TrainConfig())
+    task = make_task(load_esol(), TrainConfig())
     context = mp.get_context('spawn')
     ours, theirs = context.Pipe()
     worker = context.Process(target=train_from_pipe, args=(theirs, 'cpu'), daemon=True)
@@ -208,11 +211,11 @@ def test_what_a_run_holds(swept):
 
 
 def test_own_table(tmp_path):
-    from bioai_esol.data import load_csv, load_esol
-    load_esol().head(120)[['smiles', 'log_solubility']].to_csv(tmp_path / 'mine.csv', index=False)
+    from bioai_esol.chem.dataset import load_csv, load_esol
+    load_esol().frame.head(120)[['smiles', 'log_solubility']].to_csv(tmp_path / 'mine.csv', index=False)
     uri = fresh(tmp_path)
     grid = Grid(hidden_dim=8, lr=1e-2, batch_size=32, dropout=0, weight_decay=0, epochs=3, workers=1)
-    on_mine = run_sweep(grid, load_csv(tmp_path / 'mine.csv'), uri)
+    on_mine = run_sweep(grid, load_csv(tmp_path / 'mine.csv'), tracking_uri=uri)
     on_esol = run_sweep(grid, tracking_uri=uri)  # same tag, other data: another configuration
     assert on_mine.runs.dataset.tolist() == ['mine'] and on_esol.runs.dataset.tolist() == ['esol']
     assert on_esol.trained == 1
