@@ -28,7 +28,7 @@ class SolubilityModel(mlflow.pyfunc.PythonModel):
         folder = Path(context.artifacts['weights']).parent
         if checksums(folder) != context.model_config: raise DataError('the model files are not the registered ones: altered or cut short')
         note = folder.parent / 'registered_model_meta'
-        version = yaml.safeload_registered(note.read_text())['model_version'] if note.exists() else ''
+        version = yaml.safe_load(note.read_text())['model_version'] if note.exists() else ''
         self.predictor = load_predictor(folder, str(version))
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
