@@ -7,6 +7,7 @@ import io
 import re
 import tokenize
 import typing
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -110,11 +111,17 @@ def _arguments(sym) -> list[tuple]:
         return [(name, kind, default, text or said.get(name, '')) for name, kind, default, text in fields(sym)]
     if isinstance(sym, type) and '__init__' not in vars(sym): return []
     target = sym.__init__ if isinstance(sym, type) else sym
-    try: comments = docments(target, args_kwargs=True)
-    except (TypeError, ValueError): comments = {}
+    beside = comments(target)
     stars = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
-    return [(stars.get(p.kind, '') + name, p.annotation, p.default, comments.get(name) or said.get(name, ''))
+    return [(stars.get(p.kind, '') + name, p.annotation, p.default, beside.get(name) or said.get(name, ''))
             for name, p in inspect.signature(target).parameters.items() if name not in ('self', 'cls')]
+
+
+def comments(function) -> dict:
+    "The comment beside each argument, and under `return` the one beside what comes back."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # fastcore reads docstrings as well, and knows fewer headings
+        return docments(function, args_kwargs=True)
 
 
 def sections(sym) -> dict[str, str]:
@@ -137,7 +144,7 @@ def returned(sym) -> tuple | None:
     "(annotation, what it is) of what a function returns; None for a class, and where nothing is returned."
     if isinstance(sym, type): return None
     annotation = inspect.signature(sym).return_annotation
-    text = (docments(sym).get('return') or '') if callable(sym) else ''
+    text = comments(sym).get('return') or ''
     text = text or ' '.join(described(sym, 'Returns').values())
     return None if annotation in (inspect.Signature.empty, None) and not text else (annotation, text)
 
@@ -180,7 +187,7 @@ def docstring(sym) -> str:
 
 def example(text: str) -> str:
     "The examples of a docstring as code: what is typed, and what is answered; sentences between them stay sentences."
-    blocks = re.split(r'\n\s*\n', text)
+    blocks = re.split(r'\n\s*\n', re.sub(r' *# doctest:.*', '', text))
     return '\n\n'.join(f'```pycon\n{b}\n```' if b.lstrip().startswith('>>>') else b for b in blocks)
 
 
@@ -227,7 +234,8 @@ def member(cls: type, name: str, kind: str, function, level: int) -> str:
         back = type_name(inspect.signature(function).return_annotation)
         told, rows = line(name + (f' → {back}' if back else ''), function, 'property'), ''
     else: told, rows = line(name + call(function), function, {'method': ''}.get(kind, kind)), table(function)
-    return '\n\n'.join(filter(None, [f"{'#' * level} {title} {{#{title.lower()} .member}}", told, docstring(getattr(cls, name) if kind == 'method' else function), rows]))
+    doc = docstring(getattr(cls, name) if kind == 'method' else function)
+    return '\n\n'.join(filter(None, [f"{'#' * level} {title} {{#{title.lower()} .member}}", told, doc, rows]))
 
 
 class Renderer(MarkdownRenderer):

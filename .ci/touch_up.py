@@ -22,9 +22,18 @@ def kind(texts: list[str]) -> str:
     return 'sentence' if any(len(t) > LONG for t in told) else 'word'
 
 
+def one_head(body: str) -> str:
+    "The head of a table of pandas in one row: the name of its index stands in a second, with nothing beside it."
+    rows = re.findall(r'<tr\b.*?</tr>', body[:body.find('</thead>')], flags=re.S) if '</thead>' in body else []
+    cells = [re.findall(r'<th\b[^>]*>(.*?)</th>', row, flags=re.S) for row in rows]
+    if len(rows) != 2 or len(cells[0]) != len(cells[1]) or any(words(a) and words(b) for a, b in zip(*cells)): return body
+    merged = iter(a if words(a) else b for a, b in zip(*cells))
+    return body.replace(rows[1], '', 1).replace(rows[0], re.sub(r'(<th\b[^>]*>)(.*?)(</th>)', lambda m: m[1] + next(merged) + m[3], rows[0], flags=re.S), 1)
+
+
 def table(m: re.Match) -> str:
     "A table whose cells know what their column holds; without the column that only counts its rows."
-    opening, body = m[1], m[2]
+    opening, body = m[1], one_head(m[2])
     if re.search(r'(?:col|row)span="?[2-9]', body) or '<table' in body: return m[0]
     rows = [re.findall(r'<(t[hd])\b([^>]*)>(.*?)</\1>', row, flags=re.S) for row in re.findall(r'<tr\b.*?</tr>', body, flags=re.S)]
     heads = [row for row in rows if all(tag == 'th' for tag, _, _ in row)]
@@ -53,8 +62,9 @@ def table(m: re.Match) -> str:
         inside = max((len(t) for t in texts), default=0) if kinds[n] in ('number', 'word') else 22 if kinds[n] == 'sentence' else 16
         return max(head + 1, inside) + 2
     wide = sum(map(least, range(counts, width)))
-    dense = ' dense' if wide > 112 else ' close' if wide > 96 else ''
-    opening = re.sub(r'class="([^"]*)"', rf'class="\1{dense}"', opening) if 'class="' in opening else opening.replace('<table', f'<table class="{dense.strip()}"', 1)
+    close = 'dense' if wide > 112 else 'close' if wide > 96 else ''
+    if close and 'class="' in opening: opening = opening.replace('class="', f'class="{close} ', 1)
+    elif close: opening = opening.replace('<table', f'<table class="{close}"', 1)
     return opening + re.sub(r'<tr\b.*?</tr>', row, body, flags=re.S) + '</table>'
 
 

@@ -52,12 +52,17 @@ CUT = """() => { const w = document.documentElement.clientWidth, scrolls = p => 
 FAINT = """() => { const rgba = s => { const n = (s.match(/[\\d.]+/g) || []).map(Number), k = s.startsWith('color(') ? 255 : 1;
     return [n[0] * k, n[1] * k, n[2] * k, n.length > 3 ? n[3] : 1] };
   const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
-  const behind = e => { const all = []; for (let p = e; p; p = p.parentElement) { const c = rgba(getComputedStyle(p).backgroundColor);
-    if (c[3]) all.push(c); if (c[3] == 1) break } return all.reverse().reduce((under, c) => over(c, under), [255, 255, 255, 1]) };
-  const light = c => c.slice(0, 3).map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
-  const contrast = e => { const b = behind(e), [x, y] = [light(over(rgba(getComputedStyle(e).color), b)), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05) };
-  const told = [...document.querySelectorAll('#quarto-header a, #quarto-sidebar a, #TOC a, main :is(p, li, td, th, a, code, summary, pre span, h1, h2, h3), .footer *')];
-  return told.filter(e => e.innerText && e.innerText.trim() && e.checkVisibility() && contrast(e) < 4).slice(0, 3).map(e => contrast(e).toFixed(1) + ' ' + e.outerHTML.slice(0, 140)) }"""
+  const behind = e => { const all = [];
+    for (let p = e; p; p = p.parentElement) { const c = rgba(getComputedStyle(p).backgroundColor); if (c[3]) all.push(c); if (c[3] == 1) break }
+    return all.reverse().reduce((under, c) => over(c, under), [255, 255, 255, 1]) };
+  const linear = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = c => .2126 * linear(c[0]) + .7152 * linear(c[1]) + .0722 * linear(c[2]);
+  const contrast = e => { const b = behind(e), a = over(rgba(getComputedStyle(e).color), b);
+    const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05) };
+  const told = '#quarto-header a, #quarto-sidebar a, #TOC a, main :is(p, li, td, th, a, code, summary, pre span, h1, h2, h3), .footer *';
+  return [...document.querySelectorAll(told)].filter(e => e.innerText && e.innerText.trim() && e.checkVisibility() && contrast(e) < 4)
+    .slice(0, 3).map(e => contrast(e).toFixed(1) + ' ' + e.outerHTML.slice(0, 140)) }"""
+DARK = "() => document.documentElement.classList.contains('quarto-dark') && document.documentElement.dataset.bsTheme == 'dark'"
 
 
 @pytest.fixture(scope='module')
@@ -95,7 +100,8 @@ def address(site):
 def read(chromium, address):
     "What stands on every page, and every trouble and request on the way; what is cut off, wide and on a phone; what is faint, light and dark."
     from browser import remember
-    wide, phone = chromium.new_context(viewport=dict(width=1400, height=900)), chromium.new_context(viewport=dict(width=390, height=844), is_mobile=True)
+    wide = chromium.new_context(viewport=dict(width=1400, height=900), reduced_motion='reduce')  # colours change at once
+    phone = chromium.new_context(viewport=dict(width=390, height=844), is_mobile=True)
     page, narrow, found = remember(wide.new_page()), phone.new_page(), {}
     asked = []
     page.on('request', lambda r: asked.append(r.url))
@@ -103,9 +109,10 @@ def read(chromium, address):
         page.emulate_media(color_scheme='light')
         page.goto(address + name, wait_until='load')
         narrow.goto(address + name, wait_until='load')
-        found[name] = dict(page.evaluate(READ), troubles=page.troubles[:], asked=asked[:], wide=page.evaluate(CUT), phone=narrow.evaluate(CUT), light=page.evaluate(FAINT))
+        found[name] = dict(page.evaluate(READ), troubles=page.troubles[:], asked=asked[:], wide=page.evaluate(CUT), phone=narrow.evaluate(CUT))
+        found[name]['light'] = page.evaluate(FAINT)
         page.emulate_media(color_scheme='dark')
-        page.wait_for_function("() => document.documentElement.classList.contains('quarto-dark') && document.documentElement.dataset.bsTheme == 'dark'")
+        page.wait_for_function(DARK)
         found[name]['dark'] = page.evaluate(FAINT)
         page.troubles.clear()
         asked.clear()
@@ -187,7 +194,8 @@ def test_links_to_the_code_lead_to_its_line(read):
     links = {tuple(unquote(link.removeprefix(files)).split('#L')) for p in read.values() for link in p['links'] if link.startswith(files)}
     assert {path for path, *line in links if not line} == set(NOTEBOOKS)
     lines = [(path, int(line[0])) for path, *line in links if line]
-    wrong = [f'{path}:{line}' for path, line in lines if not re.match(r' *(@|def |class )|[A-Z]\w* = ', (ROOT / path).read_text('utf-8').splitlines()[line - 1])]
+    def code(path, line): return (ROOT / path).read_text('utf-8').splitlines()[line - 1]
+    wrong = [f'{path}:{line}' for path, line in lines if not re.match(r' *(@|def |class )|[A-Z]\w* = ', code(path, line))]
     assert wrong == [] and {path.split('/')[0] for path, _ in lines} == {'bioai_esol', 'tests'}
     assert len(lines) > 150
 
@@ -220,7 +228,8 @@ def test_a_word_is_a_link_only_where_it_is_a_function(read):
     for path in PACKAGE.rglob('*.py'):
         if not path.name.startswith('_'):
             tree = ast.parse(path.read_text(encoding='utf-8'))
-            strings |= {n.value for node in tree.body if not isinstance(node, ast.Assign) for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            used = (n for node in tree.body if not isinstance(node, ast.Assign) for n in ast.walk(node))
+            strings |= {n.value for n in used if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     links = {(name, word) for name, p in read.items() for word in p['named']}
     assert {'promote', 'rollback', 'status', 'train', 'similarity', 'code_version'} <= strings and len(links) > 10
     assert [link for link in links if link[1] in strings and link[1][:1].islower() and '.' not in link[1]] == []
@@ -231,7 +240,8 @@ def test_every_command_has_its_page(read, command):
     page, options = read[f'commands/{command}.html'], {}
     for _, rows in page['tables']:
         for row in rows: options[re.split(r'[ ,]', row[0])[0]] = row[-1]
-    expected = [a.option_strings[0] if a.option_strings else str(a.metavar or a.dest) for a in COMMANDS[command]._actions if not isinstance(a, argparse._HelpAction)]
+    actions = [a for a in COMMANDS[command]._actions if not isinstance(a, argparse._HelpAction)]
+    expected = [a.option_strings[0] if a.option_strings else str(a.metavar or a.dest) for a in actions]
     assert sorted(options) == sorted(expected)
     assert all(options.values())
 
