@@ -175,6 +175,7 @@ def stage():
             text = lines_of_tests(included(''.join(cell['source'])), files)
             cell['source'] = link_commands(links_between(text, notebook), set(told), up)
         if is_story(notebook): fold(processed)
+        name_module(processed, notebook)
         describe_pictures(processed)
         text = json.dumps(processed)
         text = re.sub(home + r'/([\w./-]+\.html)', up + r'\1', text)  # nbdev links by doc_host
@@ -191,6 +192,16 @@ def front_matter(text: str, source: str) -> str:
     "The head of a page without nbdev's name for the file, which has its own already, and with a link to the notebook behind it."
     link = json.dumps([dict(text='The notebook of this page', href=source)])
     return re.sub(r'^output-file: .*$', f'code-links: {link}', text, flags=re.M)
+
+
+def name_module(processed: dict, notebook: PurePosixPath):
+    "Say under the title which module the page is about: the title is for people."
+    cells = json.loads((NBS / notebook).read_text(encoding='utf-8'))['cells']
+    found = re.search(r'^#\| *default_exp +(\S+)', '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code'), flags=re.M)
+    head = next((n for n, cell in enumerate(processed['cells']) if cell['cell_type'] == 'raw'), None)
+    if not found or head is None: return
+    text = f'<p class="module"><code>{PACKAGE}.{found[1]}</code></p>'
+    processed['cells'].insert(head + 1, dict(cell_type='markdown', id='module', metadata={}, source=text))
 
 
 def is_story(notebook: PurePosixPath) -> bool:

@@ -246,13 +246,6 @@ def test_every_command_has_its_page(read, command):
     assert all(options.values())
 
 
-def website():
-    "The navigation as .ci/docs.py gives it to the renderer."
-    sys.path.insert(0, str(ROOT / '.ci'))
-    try: return importlib.import_module('docs').configuration(['index', *COMMANDS])['website']
-    finally: sys.path.pop(0)
-
-
 def entries(items):
     "(where it leads, the name it has there, or None for the title of the page) of everything in a bar."
     for item in items:
@@ -262,8 +255,10 @@ def entries(items):
             yield from entries(item.get('contents', []))
 
 
-def test_every_page_is_in_the_sidebar_once():
-    site = website()
+def test_every_page_is_in_the_sidebar_once(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / '.ci'))
+    site = importlib.import_module('docs').configuration(['index', *COMMANDS])['website']
     listed = [re.sub(r'\.(ipynb|md)$', '.html', href) for href, _ in entries(site['sidebar']['contents'])]
     assert sorted(listed) == sorted(PAGES)
     names = dict(entries(site['sidebar']['contents']))
