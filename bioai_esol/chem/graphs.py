@@ -63,7 +63,7 @@ def read_graph(
 # %% ../../nbs/chem/04_graphs.ipynb #4626351e
 @dataclass(frozen=True)
 class Sparse:
-    "A sparse matrix by rows: row i holds the entries from `offsets[i]` to before `offsets[i + 1]`, the last all others."
+    "A sparse matrix by rows: row i holds the entries from `offsets[i]` to before `offsets[i + 1]`, the last one the rest."
     index: Tensor    # (nnz,) int32, column of each entry
     weight: Tensor   # (nnz,) float32, value of each entry
     offsets: Tensor  # (n_rows,) int32, first entry of each row

@@ -213,7 +213,8 @@ def _history(args) -> int:
 def _entry_line(r, moves: int) -> str:
     "One decision: when, what, which version, who, with which code; the reason on lines of its own."
     version = f"version {r.version}" if r.version else '–'
-    what = [f"{r.time:%Y-%m-%d %H:%M:%S}", f"{r.action:9}", f"{version:10}", f"{r.outcome:7}", f"{r.moves or '–':{moves}}"]
+    when = f"{r.time:%Y-%m-%d %H:%M:%S}"
+    what = [when, f"{r.action:9}", f"{version:10}", f"{r.outcome:7}", f"{r.moves or '–':{moves}}"]
     return '  '.join([*what, r.who, f"code {r.code_version[:10]}"]) + _under(r.reason, 21)
 
 # %% ../../nbs/cli/02_commands.ipynb #1e188f60
@@ -319,8 +320,8 @@ def _migrate(args) -> int:
 # %% ../../nbs/cli/02_commands.ipynb #e1c9bb7d
 _COMMANDS = dict(
     train=_train_or_sweep, sweep=_train_or_sweep, promote=_promote, rollback=_rollback, archive=_archive,
-    restore=_restore, alias=_alias, status=_status, history=_history, compare=_compare, predict=_predict, report=_report, server=_server,
-    doctor=_doctor, serve=_serve, migrate=_migrate, benchmark=_benchmark)
+    restore=_restore, alias=_alias, status=_status, history=_history, compare=_compare, predict=_predict,
+    report=_report, server=_server, doctor=_doctor, serve=_serve, migrate=_migrate, benchmark=_benchmark)
 
 def _terminate(*_): raise KeyboardInterrupt  # a polite kill ends a sweep as Ctrl-C does: nothing is left open
 
