@@ -117,6 +117,11 @@ def _params(c: TrainSettings, hyperparameters: tuple[str, ...]) -> dict[str, str
     values = {k: getattr(c, k) for k in ('seed', *own, 'split', 'frac_train', 'frac_val', 'schedule_epochs')}
     return {k: str(v) for k, v in values.items() if v is not None}
 
+def _stopped(c: 'TrainConfig', epoch: int) -> 'TrainConfig':
+    "The same training, ended after `epoch`, on the schedule of the whole."
+    if not ARCHITECTURES[c.architecture].is_network: return c
+    return type(c)(**c.model_dump() | dict(epochs=epoch, schedule_epochs=c.schedule_epochs or c.epochs))
+
 # %% ../../nbs/training/01_config.ipynb #6c1e0a0b
 class TrainConfig(TrainSettings):
     "One training run: its settings, and the names it goes by."
@@ -133,17 +138,17 @@ class TrainConfig(TrainSettings):
         "Configurations with equal keys can be trained in one block."
         return (*(getattr(self, k) for k in _BLOCK_FIELDS), self.schedule_epochs or self.epochs)
 
-    def digest(self, dataset_version: str) -> str:
-        "Sixteen hexadecimal digits that name this configuration on the data set with this SHA-256."
+    def digest(self,
+               dataset_version: str) -> str:  # SHA-256 of the data set
+        "Sixteen hexadecimal digits that name this configuration on this data set."
         return _digest(self, dataset_version)
     def to_params(self) -> dict[str, str]:
         "What MLflow gets as parameters: the settings that its architecture has, seed and split."
         return _params(self, self.hyperparameters)
-    def stopped_at(self, epoch: int) -> 'TrainConfig':
+    def stopped_at(self,
+                   epoch: int) -> 'TrainConfig':  # the last one
         "The same training, ended after `epoch`; a model that is not a network is itself."
-        if not ARCHITECTURES[self.architecture].is_network: return self
-        whole = self.schedule_epochs or self.epochs
-        return TrainConfig(**self.model_dump() | dict(epochs=epoch, schedule_epochs=whole))
+        return _stopped(self, epoch)
 
 # %% ../../nbs/training/01_config.ipynb #7836f011
 def _is_given(value) -> bool:

@@ -345,7 +345,7 @@ def _fit_regressor(config: TrainConfig, task: Task) -> TrainResult:
 # %% ../../nbs/training/03_engine.ipynb #21168837
 def check_block(
     configs: Sequence[TrainConfig],  # meant for one block
-):
+) -> None:
     "Raises `ConfigError` when `configs` cannot share a block."
     if not configs: raise ConfigError('no configurations to train')
     keys = {c.block_key for c in configs}

@@ -13,7 +13,7 @@ from .config import split_key
 from .engine import train
 
 # %% ../../nbs/training/04_worker.ipynb #5c7f0c03
-def die_with_parent():
+def die_with_parent() -> None:
     "Wait for the process that started this one, and end with it; to be run in a thread of its own."
     mp.parent_process().join()
     os._exit(1)
@@ -38,7 +38,7 @@ class _Ticks:
 def train_from_pipe(
     pipe: Connection,  # gives tasks by `split_key`, then blocks, then None; takes ('tick', …) and ('done', results)
     device: str,       # where the networks are trained: cpu, or a CUDA device
-):
+) -> None:
     "Train the blocks that come through `pipe`; the main function of a process."
     threading.Thread(target=die_with_parent, daemon=True).start()
     tasks = pipe.recv()
