@@ -25,7 +25,7 @@ from ..models.fitted import MoleculeSet
 from ..store.client import connect, Store, store_lock
 from ..store.doctor import require_writable_artifacts
 from ..store.outbox import deliver_pending, now_ms, Outbox, Record
-from ..store.runs import runs_table, search
+from ..store.runs import runs_table, search, typed_runs
 from ..store.writer import Delivery, fail_run, Writer
 from .grid import block_cost, blocks, Grid, MEMBERS, SEEDS
 from ..training.config import split_key, TrainConfig
@@ -340,7 +340,7 @@ def _failures(failed: pd.DataFrame) -> list[str]:
 class SweepResult:
     "What became of a sweep."
     run_tag: str         # of its runs in MLflow
-    runs: pd.DataFrame   # one row per run of this grid, from `runs.runs_table`
+    runs: pd.DataFrame   # one row per run of this grid, columns as in `load_runs`
     trained: int         # runs that this call trained
     reused: int          # runs that were finished before
     seconds: float       # wall time of this call
@@ -385,7 +385,8 @@ def _runs_of(store: Store, run_tag: str, digests: set[str]) -> pd.DataFrame:
     "The last run of each of these configurations."
     runs = runs_table(store, run_tag)
     runs = runs[runs.config_digest.isin(digests) & (runs.status != 'KILLED')]
-    return runs.sort_values('start_time').drop_duplicates('config_digest', keep='last').reset_index(drop=True)
+    runs = runs.sort_values('start_time').drop_duplicates('config_digest', keep='last')
+    return typed_runs(runs.reset_index(drop=True))
 
 def _sweep(grid: Grid, dataset: Dataset, store: Store, device: str, start: float) -> SweepResult:
     "Train what is not finished; the caller holds the lock."
