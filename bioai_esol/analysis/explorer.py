@@ -135,6 +135,11 @@ def _rules_html(seen: Exploration) -> str:
     summary = f'{len(passed)} of {len(seen.decision.rules)} rules pass'
     return f"{rules_html(failed)}<details><summary>{summary}</summary>{rules_html(passed)}</details>"
 
+def _reasons_html(seen: Exploration) -> str:
+    "Why this run, the runs that pass, and the rules of the decision."
+    table = _table(seen.table()) if seen.choice.approved else ''
+    return _page(f'<p>{html.escape(seen.choice.reason)}</p>', table, _rules_html(seen))
+
 # %% ../../nbs/analysis/05_explorer.ipynb #7d5f2cb2
 REST_S = .25  # seconds without a change before a figure is drawn
 
@@ -211,9 +216,7 @@ class PolicyExplorer(_Panel):
         thresholds = {name: round(slider.value, 6) for name, slider in self.sliders.items()}
         self.seen = explore(self.runs, Policy(**self.policy.model_dump() | thresholds), self.champion, self.code)
         self.verdict.value = _verdict_html(self.seen, self.runs.run_tag.iloc[0])
-        reason = f'<p>{html.escape(self.seen.choice.reason)}</p>'
-        table = _table(self.seen.table()) if self.seen.choice.approved else ''
-        self.text.value = _page(reason, table, _rules_html(self.seen))
+        self.text.value = _reasons_html(self.seen)
 
     def draw(self) -> None:
         "The figure of the latest choice."
