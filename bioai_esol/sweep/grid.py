@@ -32,7 +32,7 @@ def _check_axis(x: tuple) -> tuple:
 
 def Axis(kind):
     "The type of an axis of a grid: a tuple of different values of `kind`; one value alone is taken as a tuple of one."
-    return Annotated[tuple[kind, ...], BeforeValidator(_axis), AfterValidator(_check_axis)]
+    return Annotated[tuple[kind, ...], BeforeValidator(_axis, json_schema_input_type=kind | tuple[kind, ...]), AfterValidator(_check_axis)]
 
 def cores() -> int:
     "Processors this process may use."
