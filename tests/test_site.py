@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 import types
 from urllib.parse import unquote, urlsplit
@@ -167,15 +168,15 @@ def test_pictures_are_there(read):
 def public(module):
     "The functions and classes that a module says are for others."
     m = importlib.import_module(f'bioai_esol.{module}')
-    return {n: o for n in m.__all__ if isinstance(o := getattr(m, n), (type, types.FunctionType))}
+    return {n: o for n in m.__all__ if isinstance(o := getattr(m, n), (type, types.FunctionType, functools._lru_cache_wrapper))}
 
 
 def methods(cls):
     "The public methods and properties in a class's body, in the order of its source."
-    body = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body[0].body
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
     checks = {'field_validator', 'model_validator', 'field_serializer'}
     def check(node): return any(getattr(getattr(d, 'func', d), 'id', '') in checks for d in node.decorator_list)
-    return [node for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith('_') and not check(node)]
+    return [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith('_') and not check(node)]
 
 
 def parameters(function):
@@ -195,7 +196,7 @@ def test_links_to_the_code_lead_to_its_line(read):
     assert {path for path, *line in links if not line} == set(NOTEBOOKS)
     lines = [(path, int(line[0])) for path, *line in links if line]
     def code(path, line): return (ROOT / path).read_text('utf-8').splitlines()[line - 1]
-    wrong = [f'{path}:{line}' for path, line in lines if not re.match(r' *(@|def |class )|[A-Z]\w* = ', code(path, line))]
+    wrong = [f'{path}:{line}' for path, line in lines if not re.match(r' *(@|(async )?def |class )|[A-Z]\w* = ', code(path, line))]
     assert wrong == [] and {path.split('/')[0] for path, _ in lines} == {'bioai_esol', 'tests'}
     assert len(lines) > 150
 
@@ -209,7 +210,7 @@ def test_every_argument_is_explained(read, module):
     assert len(page['sources']) == len(page['called'])
     def told(title): return [row[0] for row in tables.get(title, []) if row[0] != 'returns']
     for name, thing in public(module).items():
-        if isinstance(thing, types.FunctionType): assert told(name) == parameters(source[name]), name
+        if not isinstance(thing, type): assert told(name) == parameters(source[name]), name
         elif hasattr(thing, 'model_fields'): assert told(name) == list(thing.model_fields), name
         elif hasattr(thing, '__dataclass_fields__'): assert told(name) == [f for f, d in thing.__dataclass_fields__.items() if d.init], name
         if not isinstance(thing, type): continue
@@ -237,13 +238,11 @@ def test_a_word_is_a_link_only_where_it_is_a_function(read):
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_has_its_page(read, command):
-    page, options = read[f'commands/{command}.html'], {}
-    for _, rows in page['tables']:
-        for row in rows: options[re.split(r'[ ,]', row[0])[0]] = row[-1]
+    rows = [(re.split(r'[ ,]', row[0])[0], row[-1]) for _, rows in read[f'commands/{command}.html']['tables'] for row in rows]
     actions = [a for a in COMMANDS[command]._actions if not isinstance(a, argparse._HelpAction)]
     expected = [a.option_strings[0] if a.option_strings else str(a.metavar or a.dest) for a in actions]
-    assert sorted(options) == sorted(expected)
-    assert all(options.values())
+    assert sorted(name for name, _ in rows) == sorted(expected)
+    assert all(text for _, text in rows)
 
 
 def entries(items):
@@ -275,7 +274,7 @@ def test_the_navbar_says_what_the_page_says(page, address):
 
 
 @pytest.mark.parametrize('words, landing', [
-    ('rollback_decision', 'registry/policy.html'), ('scaffold_split', 'chem/split.html'), ('interrupted sweep', 'howto/interrupted.html'),
+    ('decide_rollback', 'registry/policy.html'), ('scaffold_split', 'chem/split.html'), ('interrupted sweep', 'howto/interrupted.html'),
     ('bioai-esol rollback', 'commands/rollback.html'), ('--require-significance', 'commands/promote.html')])
 def test_search_finds_the_page(page, address, words, landing):
     page.goto(address)
@@ -335,13 +334,15 @@ def test_a_phone_has_sidebar_and_search(new_page, address):
     assert x(first) < 0, 'closed, it is beside the screen'
     page.locator('.quarto-btn-toggle').tap()
     page.wait_for_function("() => document.querySelector('#quarto-sidebar').getBoundingClientRect().x == 0")
-    header = page.locator('#quarto-header').bounding_box()
-    assert first.bounding_box()['y'] >= header['y'] + header['height'], 'nothing of it is behind the header'
+    header, sidebar = (page.locator(f'#quarto-{part}').bounding_box() for part in ('header', 'sidebar'))
+    assert sidebar['y'] >= header['y'] + header['height'], 'nothing of it is behind the header'
+    here = page.locator('#quarto-sidebar .sidebar-link.active').bounding_box()
+    assert sidebar['y'] <= here['y'] < sidebar['y'] + sidebar['height'], 'it opens where one is'
     last.tap()  # it scrolls that far
     page.wait_for_url('**/benchmarks.html')
     assert page.locator('button:visible').count() == 1, 'one menu'
-    page.locator('.smalldocs-search input:visible').press_sequentially('rollback_decision')
-    first_result(page, 'rollback_decision').tap()
+    page.locator('.smalldocs-search input:visible').press_sequentially('decide_rollback')
+    first_result(page, 'decide_rollback').tap()
     page.wait_for_url('**/registry/policy.html#*')
     assert page.troubles == []
 
