@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from .dataset import parse_smiles
-from .graphs import (_Packed, concatenated_ranges, normalised, range_bounds, range_starts, read_graph,
-                                    slice_rows, Sparse, target_tensor)
+from .graphs import (concatenated_ranges, normalised, PackedBatch, range_bounds, range_starts,
+                                    read_graph, slice_rows, Sparse, target_tensor)
 
 # %% ../../nbs/chem/05_bond_graphs.ipynb #27206621
 def read_bonds(
@@ -185,7 +185,7 @@ def pack_bonds(
 
 # %% ../../nbs/chem/05_bond_graphs.ipynb #cd347955
 @dataclass(frozen=True)
-class BondBatch(_Packed):
+class BondBatch(PackedBatch):
     "n_molecules molecules with n_atoms atoms and n_edges directed edges in all."
     x: Tensor           # (n_atoms, f_atom) one-hot atoms
     xe: Tensor          # (n_edges, f_atom + f_bond) one-hot: the atom where an edge begins, its bond

@@ -119,9 +119,8 @@ def _save_pyfunc(files: Path, tags: dict[str, str], folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '.*An input example was not provided', UserWarning)  # the signature is given
         from mlflow.pyfunc import save_model
-        save_model(out, python_model=str(loader), signature=signature(),
-                                 model_config=tags, artifacts=artifacts,
-                                 pip_requirements=[f'bioai-esol=={bioai_esol.__version__}'])
+        save_model(out, python_model=str(loader), signature=signature(), model_config=tags, artifacts=artifacts,
+                   pip_requirements=[f'bioai-esol=={bioai_esol.__version__}'])
     return out
 
 # %% ../../nbs/registry/04_promotion.ipynb #67b65509

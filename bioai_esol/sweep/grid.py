@@ -39,7 +39,9 @@ def Axis(
     kind: type,  # what stands on the axis
 ) -> type:       # for an annotation
     "The type of an axis of a grid: a tuple of different values; one value alone is taken as a tuple of one."
-    return Annotated[tuple[kind, ...], BeforeValidator(_axis), AfterValidator(_check_axis)]
+    one_or_more = kind | tuple[kind, ...]  # what a signature shows
+    reads = BeforeValidator(_axis, json_schema_input_type=one_or_more)
+    return Annotated[tuple[kind, ...], reads, AfterValidator(_check_axis)]
 
 # %% ../../nbs/sweep/01_grid.ipynb #8a3f1b03
 def _configs(grid: 'Grid') -> list[TrainConfig]:
