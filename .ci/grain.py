@@ -79,10 +79,19 @@ def by_position(node: ast.AST) -> bool:
     return isinstance(index, ast.Constant) and isinstance(index.value, int)
 
 
+def docstring_lines(node: ast.AST) -> range:
+    "The lines of a docstring of more than one line: documentation for Shift+Tab is not code that has to be held in mind."
+    if not isinstance(node, (*FUNCTIONS, ast.ClassDef)) or not ast.get_docstring(node):
+        return range(0)
+    text = node.body[0]
+    return range(text.lineno, text.end_lineno + 1) if text.end_lineno > text.lineno else range(0)
+
+
 def length_offences(cell: Cell):
     "A cell with too many lines, or lines with too many columns."
     lines = cell.source.splitlines()
-    code = [line for line in lines if line.strip() and not re.match(r'\s*#\s*\|', line)]
+    documentation = {n for node in ast.walk(ast.parse(cell.source)) for n in docstring_lines(node)}
+    code = [line for n, line in enumerate(lines, 1) if line.strip() and not re.match(r'\s*#\s*\|', line) and n not in documentation]
     if len(code) > CELL_LINES:
         yield Offence(cell, 1, 'long cells', f'{len(code)} lines, {CELL_LINES} are the limit of an exported cell')
     for number, line in enumerate(lines, 1):

@@ -1,11 +1,13 @@
-"What the site says about a function or class: where its code is, what it does, and a table of its arguments instead of a signature."
+"What the site says about a function or class: how it is called, where its code is, what it does, a table of its arguments; of a class, each method too."
 import dataclasses
+import functools
 import html
 import inspect
 import io
 import re
 import tokenize
 import typing
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -15,12 +17,14 @@ from fastcore.docments import MarkdownRenderer, docments
 from nbdev.doclinks import NbdevLookup
 
 LOOKUP = NbdevLookup()
+UNTOLD = []  # (module, function or class, argument, what words.yml says of it) of each argument that its own code does not explain
 WORDS = yaml.safe_load((Path(__file__).parent / 'words.yml').read_text(encoding='utf-8'))
 
 
 def plain(text: str) -> str:
     "`text` in a cell of a table, with nothing in it that Markdown would take for its own."
-    return re.sub(r'[|*_]', lambda m: f'&#{ord(m[0])};', html.escape(text, quote=False))
+    text = re.sub(r'[][|*_~^$@#`\\\\]', lambda m: f'&#{ord(m[0])};', html.escape(text, quote=False))
+    return re.sub(r'-(?=-)|\.(?=\.)', lambda m: f'{m[0]}<span></span>', text)  # two of them would become one character
 
 
 def code(text: str) -> str:
@@ -92,37 +96,99 @@ def fields(cls: type) -> list[tuple]:
 
 def arguments(sym) -> list[tuple]:
     "(name, annotation, default, what it is) of each argument of a function, or of what makes an instance of a class."
-    def words(name): return WORDS.get(f"{sym.__name__}.{name.strip('*')}") or WORDS.get(name.strip('*'), '')
-    return [(name, kind, default, text or words(name)) for name, kind, default, text in _arguments(sym)]
+    def explained(name, kind, default, text):
+        if text: return name, kind, default, text
+        word = name.strip('*')
+        text = WORDS.get(f'{sym.__qualname__}.{word}') or WORDS.get(word, '')
+        UNTOLD.append((sym.__module__, sym.__qualname__, word, text))
+        return name, kind, default, text
+    return [explained(*row) for row in _arguments(sym)]
 
 
 def _arguments(sym) -> list[tuple]:
-    if isinstance(sym, type) and (dataclasses.is_dataclass(sym) or issubclass(sym, pydantic.BaseModel)): return fields(sym)
+    said = {name.strip('*'): text for names, text in described(sym, 'Parameters').items() for name in names.split(', ')}
+    if isinstance(sym, type) and (dataclasses.is_dataclass(sym) or issubclass(sym, pydantic.BaseModel)):
+        return [(name, kind, default, text or said.get(name, '')) for name, kind, default, text in fields(sym)]
     if isinstance(sym, type) and '__init__' not in vars(sym): return []
     target = sym.__init__ if isinstance(sym, type) else sym
-    try: comments = docments(target, args_kwargs=True)
-    except (TypeError, ValueError): comments = {}
+    beside = comments(target)
     stars = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
-    return [(stars.get(p.kind, '') + name, p.annotation, p.default, comments.get(name) or '')
+    return [(stars.get(p.kind, '') + name, p.annotation, p.default, beside.get(name) or said.get(name, ''))
             for name, p in inspect.signature(target).parameters.items() if name not in ('self', 'cls')]
+
+
+def comments(function) -> dict:
+    "The comment beside each argument, and under `return` the one beside what comes back."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # fastcore reads docstrings as well, and knows fewer headings
+        return docments(function, args_kwargs=True)
+
+
+def sections(sym) -> dict[str, str]:
+    "A docstring by its parts: under '' what it says first, under each of numpy's headings what stands there."
+    doc = inspect.cleandoc(vars(sym).get('__doc__') or '') if isinstance(sym, type) else inspect.getdoc(sym) or ''
+    first, *rest = re.split(r'^([A-Z][A-Za-z ]+)\n-{3,} *(?:\n|$)', doc, flags=re.M)
+    return {'': first.strip(), **{title: text.strip('\n') for title, text in zip(rest[::2], rest[1::2])}}
+
+
+def described(sym, section: str) -> dict[str, str]:
+    "What stands at the margin of a section of the docstring, without a type behind a colon: what is indented under it."
+    found, last = {}, None
+    for row in sections(sym).get(section, '').splitlines():
+        if row.strip() and not row.startswith(' '): found[last := re.split(r' ?:', row)[0].strip()] = ''
+        elif last is not None: found[last] = f'{found[last]} {row.strip()}'.strip()
+    return found
 
 
 def returned(sym) -> tuple | None:
     "(annotation, what it is) of what a function returns; None for a class, and where nothing is returned."
     if isinstance(sym, type): return None
     annotation = inspect.signature(sym).return_annotation
-    text = docments(sym).get('return') or ''
+    text = comments(sym).get('return') or ''
+    text = text or ' '.join(described(sym, 'Returns').values())
     return None if annotation in (inspect.Signature.empty, None) and not text else (annotation, text)
 
 
 def table(sym) -> str:
-    "The arguments as a Markdown table."
+    "The arguments as a Markdown table; empty where there are none."
     rows = [(code(name), type_name(kind), default_name(value), prose(text)) for name, kind, value, text in arguments(sym)]
     back = returned(sym)
     if back: rows.append(('*returns*', type_name(back[0]), '', prose(back[1])))
-    if not rows: return 'No arguments.'
+    if not rows: return ''
     lines = ['| argument | type | default | |', '|---|---|---|---|']
-    return '\n'.join(lines + [f"| {name} | {code(kind) if kind else ''} | {code(value) if value else ''} | {text} |" for name, kind, value, text in rows])
+    lines += [f"| {name} | {code(kind) if kind else ''} | {code(value) if value else ''} | {text} |" for name, kind, value, text in rows]
+    return '\n'.join(['::: {.arguments}', '', *lines, '', ':::'])
+
+
+def call(sym) -> str:
+    "How a function is called: its arguments with their defaults."
+    shown, only = [], False
+    for p in inspect.signature(sym).parameters.values():
+        if p.name in ('self', 'cls') and not shown: continue
+        if p.kind is p.KEYWORD_ONLY and not only: shown.append('*')
+        only = only or p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
+        star = {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '')
+        shown.append(f'{star}{p.name}' + ('' if p.default is p.empty else f'={default_name(p.default)}'))
+    back = type_name(inspect.signature(sym).return_annotation)
+    return f"({', '.join(shown)})" + (f' → {back}' if back and back != 'None' else '')
+
+
+def docstring(sym) -> str:
+    "What a docstring says, without what the table says."
+    doc = sections(sym)
+    parts = [doc['']]
+    if 'Raises' in doc: parts.append('\n'.join(['**Raises**', '', *(f'- {code(name)}: {prose(text)}' for name, text in described(sym, 'Raises').items())]))
+    parts += [doc[name] for name in ('Notes', 'References') if name in doc]
+    for name in ('Examples', 'Example'):
+        if name in doc: parts.append(f'**Example**\n\n{example(doc[name])}')
+    if 'See Also' in doc: parts.append('See also ' + ', '.join(f'`{name}()`' for names in described(sym, 'See Also') for name in names.split(', ')) + '.')
+    return '\n\n'.join(filter(None, parts))
+
+
+def example(text: str) -> str:
+    "The examples of a docstring as code: what is typed, and what is answered; sentences between them stay sentences."
+    blocks = re.split(r'\n\s*\n', re.sub(r' *# doctest:.*', '', text))
+    return '\n\n'.join(f'```pycon\n{b}\n```' if b.lstrip().startswith('>>>') else b for b in blocks)
 
 
 def packaged(sym):
@@ -130,15 +196,54 @@ def packaged(sym):
     and of a class Python then finds no source. Two modules may have one name; the docstring tells them apart."""
     for module, names in LOOKUP.entries['bioai_esol']['syms'].items():
         if f'{module}.{sym.__qualname__}' in names:
-            found = getattr(import_module(module), sym.__qualname__)
+            found = import_module(module)
+            for part in sym.__qualname__.split('.'): found = getattr(found, part)
             if found.__doc__ == sym.__doc__: return found
     return sym
 
 
+def source(sym) -> str:
+    "A link to the first line of the code."
+    entry = LOOKUP[f'{sym.__module__}.{sym.__qualname__}']
+    return f'<a class="source" href="{entry[2]}#L{inspect.getsourcelines(sym)[1]}">source</a>' if entry else ''
+
+
+def members(cls: type) -> list[tuple]:
+    "(name, kind, function) of each public method and property that a class defines itself, in the order of its source."
+    checks = getattr(cls, '__pydantic_decorators__', None)
+    made = {*checks.field_validators, *checks.model_validators, 'model_post_init'} if checks else set()
+    found = []
+    for name, value in vars(cls).items():
+        if name.startswith('_') or name in made: continue
+        if isinstance(value, property): found.append((name, 'property', value.fget))
+        elif isinstance(value, functools.cached_property): found.append((name, 'property', value.func))
+        elif isinstance(value, classmethod | staticmethod): found.append((name, type(value).__name__, value.__func__))
+        elif inspect.isfunction(value): found.append((name, 'method', value))
+    return [row for row in found if row[2].__module__ == cls.__module__]
+
+
+def line(title: str, sym, kind: str = '') -> str:
+    "The line under a heading: how it is called, and where its code is."
+    return f'<div class="signature"><span>{f"<em>{kind}</em> " if kind else ""}{code(title)}</span>{source(sym)}</div>'
+
+
+def member(cls: type, name: str, kind: str, function, level: int) -> str:
+    "A method or property, under a heading of its own."
+    title = f'{cls.__name__}.{name}'
+    if kind == 'property':
+        back = type_name(inspect.signature(function).return_annotation)
+        told, rows = line(name + (f' → {back}' if back else ''), function, 'property'), ''
+    else: told, rows = line(name + call(function), function, {'method': ''}.get(kind, kind)), table(function)
+    doc = docstring(getattr(cls, name) if kind == 'method' else function)
+    return '\n\n'.join(filter(None, [f"{'#' * level} {title} {{#{title.lower()} .member}}", told, doc, rows]))
+
+
 class Renderer(MarkdownRenderer):
-    "nbdev calls it for every exported function and class: the heading, a link to the code, the docstring, the table."
+    "nbdev calls it for every exported function and class: the heading, a link to the code, the docstring, the table; then the methods of a class."
     def _repr_markdown_(self):
         sym = packaged(self.sym)
-        entry = LOOKUP[f'{sym.__module__}.{sym.__qualname__}']
-        link = f' <a class="source" href="{entry[2]}#L{inspect.getsourcelines(sym)[1]}">source</a>' if entry else ''
-        return f"{'#' * self.title_level} {self.nm}\n\n{self.docs or ''}{link}\n\n::: {{.arguments}}\n\n{table(sym)}\n\n:::\n"
+        made = isinstance(sym, type)
+        told = line(f'{sym.__name__}{"" if made else call(sym)}', sym, 'class' if made else '')
+        parts = [f"{'#' * self.title_level} {self.nm}", told, docstring(sym), table(sym)]
+        if made: parts += [member(sym, *row, level=self.title_level + 1) for row in members(sym)]
+        return '\n\n'.join(filter(None, parts)) + '\n'

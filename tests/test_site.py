@@ -1,15 +1,18 @@
-"The documentation as a reader has it: built, served on this machine, and every page opened in a browser."
+"The documentation as a reader has it: built, served on this machine, and every page opened in a browser, wide and narrow, light and dark."
+import argparse
 import ast
 import configparser
 import functools
 import http.server
 import importlib
+import inspect
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 import types
 from urllib.parse import unquote, urlsplit
@@ -18,22 +21,49 @@ import pytest
 import yaml
 from helpers import ROOT
 
-MODULES = sorted(p.stem for p in (ROOT / 'bioai_esol').glob('*.py') if p.stem not in ('__init__', '_modidx'))
+from bioai_esol.cli.parser import make_parser
+
+PACKAGE = ROOT / 'bioai_esol'
+MODULES = sorted('.'.join(p.relative_to(PACKAGE).with_suffix('').parts) for p in PACKAGE.rglob('*.py') if not p.name.startswith('_'))
 NOTEBOOKS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-PAGES = [re.sub(r'\d\d_(\w+)\.ipynb$', r'\1.ipynb', n.removeprefix('nbs/')).replace('.ipynb', '.html') for n in NOTEBOOKS]
-READ = """() => ({
+
+
+COMMANDS = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+PAGES = [re.sub(r'(?:\d+_)?(\w+)\.ipynb$', r'\1.html', n.removeprefix('nbs/')) for n in NOTEBOOKS] + [f'commands/{c}.html' for c in ('index', *COMMANDS)]
+READ = """() => { const heading = e => { let h = e; while (h && !/^H[1-6]$/.test(h.tagName)) h = h.previousElementSibling; return h ? h.innerText.trim() : '' };
+  return {
   title: document.title, ids: [...document.querySelectorAll('[id]')].map(e => e.id), words: document.querySelector('main').innerText.length,
-  raw: [...document.querySelectorAll('main p, main li, main td')].map(e => e.innerText).filter(t => /\\]\\(\\S*(html|ipynb)/.test(t)),
+  raw: [...document.querySelectorAll('main p, main li, main td')].map(e => e.innerText).filter(t => /\\]\\(\\S*(html|ipynb|md)/.test(t)),
   links: [...document.querySelectorAll('a[href]')].map(e => e.href),
-  images: [...document.images].map(e => [e.getAttribute('src').slice(0, 60), e.naturalWidth]),
-  tables: [...document.querySelectorAll('h3[id] ~ .arguments, .arguments')].map(e => {
-    let h = e.previousElementSibling; while (h && h.tagName != 'H3') h = h.previousElementSibling;
-    return [h ? h.innerText.trim() : '', [...e.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.innerText.trim())), e.innerText.trim()]}),
-  sources: [...document.querySelectorAll('a.source')].map(e => e.href)})"""
-WIDER = """() => { const w = document.documentElement.clientWidth, held = e => {
-    for (let p = e.parentElement; p; p = p.parentElement) if (/auto|scroll|hidden/.test(getComputedStyle(p).overflowX)) return true; return false };
-  return [document.documentElement.scrollWidth - w, [...document.querySelectorAll('main *')].filter(e => {
-    const r = e.getBoundingClientRect(); return r.width && r.right > w + 1 && !held(e) }).slice(0, 3).map(e => e.outerHTML.slice(0, 120))] }"""
+  named: [...document.querySelectorAll('main a[href*=".html#"]')].filter(e => e.querySelector('code')).map(e => e.innerText),
+  images: [...document.images].map(e => [e.getAttribute('src').slice(0, 60), e.naturalWidth, e.alt]),
+  called: [...document.querySelectorAll('.signature')].map(e => [heading(e), e.innerText.replace(/\\s*source$/, '')]),
+  tables: [...document.querySelectorAll('.arguments, .options')].map(e =>
+    [heading(e), [...e.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.innerText.trim()))]),
+  sources: [...document.querySelectorAll('a.source')].map(e => e.href)} }"""
+# what is wider than the window or than its own box, at the width that the page has now
+CUT = """() => { const w = document.documentElement.clientWidth, scrolls = p => /auto|scroll|hidden/.test(getComputedStyle(p).overflowX);
+  const boxes = e => { const all = []; for (let p = e; p && p.tagName != 'MAIN'; p = p.parentElement) all.push(p); return all.filter(scrolls) };
+  const cut = e => boxes(e).some(p => p.scrollWidth > p.clientWidth + 1), text = e => e.innerText.slice(0, 100);
+  return { page: document.documentElement.scrollWidth - w,
+    beyond: [...document.querySelectorAll('main *')].filter(e => { const r = e.getBoundingClientRect();
+      return r.width && r.right > w + 1 && !boxes(e.parentElement).length }).slice(0, 3).map(e => e.outerHTML.slice(0, 120)),
+    tables: [...document.querySelectorAll('main table')].filter(cut).map(text), blocks: [...document.querySelectorAll('main pre')].filter(cut).map(text) } }"""
+# text that stands out too little from what is behind it: its contrast, as WCAG reckons it
+FAINT = """() => { const rgba = s => { const n = (s.match(/[\\d.]+/g) || []).map(Number), k = s.startsWith('color(') ? 255 : 1;
+    return [n[0] * k, n[1] * k, n[2] * k, n.length > 3 ? n[3] : 1] };
+  const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
+  const behind = e => { const all = [];
+    for (let p = e; p; p = p.parentElement) { const c = rgba(getComputedStyle(p).backgroundColor); if (c[3]) all.push(c); if (c[3] == 1) break }
+    return all.reverse().reduce((under, c) => over(c, under), [255, 255, 255, 1]) };
+  const linear = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = c => .2126 * linear(c[0]) + .7152 * linear(c[1]) + .0722 * linear(c[2]);
+  const contrast = e => { const b = behind(e), a = over(rgba(getComputedStyle(e).color), b);
+    const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05) };
+  const told = '#quarto-header a, #quarto-sidebar a, #TOC a, main :is(p, li, td, th, a, code, summary, pre span, h1, h2, h3), .footer *';
+  return [...document.querySelectorAll(told)].filter(e => e.innerText && e.innerText.trim() && e.checkVisibility() && contrast(e) < 4)
+    .slice(0, 3).map(e => contrast(e).toFixed(1) + ' ' + e.outerHTML.slice(0, 140)) }"""
+DARK = "() => document.documentElement.classList.contains('quarto-dark') && document.documentElement.dataset.bsTheme == 'dark'"
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +76,7 @@ def site(tmp_path_factory):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
     env = {k: v for k, v in os.environ.items() if not k.startswith(('PYTEST', 'MLFLOW', 'COV'))}
-    done = subprocess.run([sys.executable, '.ci/docs.py'], cwd=copy, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, '.ci/docs.py'], cwd=copy, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert not (copy / '_proc').exists()
     return copy / '_docs'
@@ -69,16 +99,22 @@ def address(site):
 
 @pytest.fixture(scope='module')
 def read(chromium, address):
-    "What stands on every page, and every trouble and request on the way; and by how much each is too wide for a phone."
+    "What stands on every page, and every trouble and request on the way; what is cut off, wide and on a phone; what is faint, light and dark."
     from browser import remember
-    wide, phone = chromium.new_context(viewport=dict(width=1280, height=900)), chromium.new_context(viewport=dict(width=390, height=844), is_mobile=True)
+    wide = chromium.new_context(viewport=dict(width=1400, height=900), reduced_motion='reduce')  # colours change at once
+    phone = chromium.new_context(viewport=dict(width=390, height=844), is_mobile=True)
     page, narrow, found = remember(wide.new_page()), phone.new_page(), {}
     asked = []
     page.on('request', lambda r: asked.append(r.url))
     for name in PAGES:
+        page.emulate_media(color_scheme='light')
         page.goto(address + name, wait_until='load')
         narrow.goto(address + name, wait_until='load')
-        found[name] = dict(page.evaluate(READ), troubles=page.troubles[:], asked=asked[:], wider=narrow.evaluate(WIDER))
+        found[name] = dict(page.evaluate(READ), troubles=page.troubles[:], asked=asked[:], wide=page.evaluate(CUT), phone=narrow.evaluate(CUT))
+        found[name]['light'] = page.evaluate(FAINT)
+        page.emulate_media(color_scheme='dark')
+        page.wait_for_function(DARK)
+        found[name]['dark'] = page.evaluate(FAINT)
         page.troubles.clear()
         asked.clear()
     wide.close()
@@ -93,6 +129,20 @@ def test_every_page_opens_without_a_trouble(read, address):
     for name, p in read.items():
         assert p['words'] > 300 and 'bioai-esol' in p['title'], name
         assert p['raw'] == [], f'{name}: Markdown that was not understood'
+
+
+def test_nothing_is_cut_off_on_a_wide_screen(read):
+    "1400 pixels: no table and no block of code is wider than its box, so that nothing has to be scrolled for."
+    assert {name: p['wide'] for name, p in read.items() if any(p['wide'].values())} == {}
+
+
+def test_a_phone_does_not_scroll_sideways(read):
+    assert {name: p['phone'] for name, p in read.items() if p['phone']['page'] > 0 or p['phone']['beyond']} == {}
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_everything_can_be_read(read, scheme):
+    assert {name: p[scheme] for name, p in read.items() if p[scheme]} == {}
 
 
 def test_links_lead_somewhere(read, site, address):
@@ -112,67 +162,120 @@ def test_pictures_are_there(read):
     pictures = [(name, *picture) for name, p in read.items() for picture in p['images']]
     assert len(pictures) >= 2
     assert [p for p in pictures if not p[2]] == []
-
-
-def test_a_phone_does_not_scroll_sideways(read):
-    assert {name: p['wider'] for name, p in read.items() if p['wider'][0] > 0 or p['wider'][1]} == {}
+    assert [p[:2] for p in pictures if not p[3]] == [], 'pictures without words for whoever cannot see them'
 
 
 def public(module):
     "The functions and classes that a module says are for others."
     m = importlib.import_module(f'bioai_esol.{module}')
-    return {n: o for n in m.__all__ if isinstance(o := getattr(m, n), (type, types.FunctionType))}
+    return {n: o for n in m.__all__ if isinstance(o := getattr(m, n), (type, types.FunctionType, functools._lru_cache_wrapper))}
 
 
-def parameters(module, name):
+def methods(cls):
+    "The public methods and properties in a class's body, in the order of its source."
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    checks = {'field_validator', 'model_validator', 'field_serializer'}
+    def check(node): return any(getattr(getattr(d, 'func', d), 'id', '') in checks for d in node.decorator_list)
+    return [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith('_') and not check(node)]
+
+
+def parameters(function):
     "The names of the arguments of a function, as they stand in the source."
-    tree = ast.parse((ROOT / f'bioai_esol/{module}.py').read_text(encoding='utf-8'))
-    a = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name).args
-    return [*(x.arg for x in a.posonlyargs + a.args), *([f'*{a.vararg.arg}'] if a.vararg else []), *(x.arg for x in a.kwonlyargs),
-            *([f'**{a.kwarg.arg}'] if a.kwarg else [])]
+    a = function.args
+    names = [*(x.arg for x in a.posonlyargs + a.args), *([f'*{a.vararg.arg}'] if a.vararg else []), *(x.arg for x in a.kwonlyargs),
+             *([f'**{a.kwarg.arg}'] if a.kwarg else [])]
+    return [n for n in names if n not in ('self', 'cls')]
 
 
 def test_links_to_the_code_lead_to_its_line(read):
-    """They go to the address that settings.ini names; the line is that of the function, class or test."""
+    """They go to the address that settings.ini names; the line is that of the function, class, method or test. A page links to its notebook."""
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / 'settings.ini')
     files = '{git_url}/blob/{branch}/'.format(**settings['DEFAULT'])
-    links = {(link.removeprefix(files).split('#L')[0], int(link.split('#L')[1])) for p in read.values() for link in p['links'] if link.startswith(files)}
-    wrong = [f'{path}:{line}' for path, line in links if not re.match(r'@|def |class |[A-Z]\w* = ', (ROOT / path).read_text('utf-8').splitlines()[line - 1])]
-    assert wrong == [] and {path.split('/')[0] for path, _ in links} == {'bioai_esol', 'tests'}
-    assert len(links) > 150
+    links = {tuple(unquote(link.removeprefix(files)).split('#L')) for p in read.values() for link in p['links'] if link.startswith(files)}
+    assert {path for path, *line in links if not line} == set(NOTEBOOKS)
+    lines = [(path, int(line[0])) for path, *line in links if line]
+    def code(path, line): return (ROOT / path).read_text('utf-8').splitlines()[line - 1]
+    wrong = [f'{path}:{line}' for path, line in lines if not re.match(r' *(@|(async )?def |class )|[A-Z]\w* = ', code(path, line))]
+    assert wrong == [] and {path.split('/')[0] for path, _ in lines} == {'bioai_esol', 'tests'}
+    assert len(lines) > 150
 
 
 @pytest.mark.parametrize('module', MODULES)
 def test_every_argument_is_explained(read, module):
-    page = read[f'{module}.html']
-    tables = {title: (rows, text) for title, rows, text in page['tables']}
-    assert len(page['sources']) >= len(tables)
-    assert [title for title in tables if title in public(module)] == list(public(module)), 'in the order of the source'
+    page = read[f"{module.replace('.', '/')}.html"]
+    called, tables = dict(page['called']), {title: rows for title, rows in page['tables']}
+    source = {node.name: node for node in ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding='utf-8')).body if hasattr(node, 'name')}
+    assert [title for title in called if '.' not in title] == list(public(module)), 'in the order of the source'
+    assert len(page['sources']) == len(page['called'])
+    def told(title): return [row[0] for row in tables.get(title, []) if row[0] != 'returns']
     for name, thing in public(module).items():
-        rows, text = tables[name]
-        told = [row[0] for row in rows if row[0] != 'returns']
-        if isinstance(thing, types.FunctionType): assert told == parameters(module, name), name
-        elif hasattr(thing, 'model_fields'): assert told == list(thing.model_fields), name
-        elif hasattr(thing, '__dataclass_fields__'): assert told == [f for f, d in thing.__dataclass_fields__.items() if d.init], name
-        assert rows or text == 'No arguments.', name
-        assert [row for row in rows if row[0] != 'returns' and not row[3]] == [], f'{name}: say what it is, beside the argument or in .ci/words.yml'
+        if not isinstance(thing, type): assert told(name) == parameters(source[name]), name
+        elif hasattr(thing, 'model_fields'): assert told(name) == list(thing.model_fields), name
+        elif hasattr(thing, '__dataclass_fields__'): assert told(name) == [f for f, d in thing.__dataclass_fields__.items() if d.init], name
+        if not isinstance(thing, type): continue
+        own = methods(thing)
+        assert [title for title in called if title.startswith(f'{name}.')] == [f'{name}.{m.name}' for m in own]
+        for m in own:
+            kinds = {getattr(d, 'id', getattr(d, 'attr', '')) for d in m.decorator_list}
+            if not kinds & {'property', 'cached_property'}: assert told(f'{name}.{m.name}') == parameters(m), f'{name}.{m.name}'
+    silent = [f'{title}: {row[0]}' for title, rows in tables.items() for row in rows if row[0] != 'returns' and not row[3]]
+    assert silent == [], 'say what it is, in a comment beside the argument'
 
 
-def test_every_notebook_is_in_the_sidebar():
-    website = yaml.safe_load((ROOT / '_quarto.yml').read_text(encoding='utf-8'))['website']
-    def hrefs(items):
-        for item in items:
-            if isinstance(item, str): yield item
-            elif 'contents' in item: yield from hrefs(item['contents'])
-            else: yield item['href']
-    listed = list(hrefs(website['sidebar']['contents']))
-    assert sorted(listed) == NOTEBOOKS
-    assert all((ROOT / item['href']).is_file() for item in website['navbar']['left'])  # every entry leads to a page
+def test_a_word_is_a_link_only_where_it_is_a_function(read):
+    "`promote` is a command, `similarity` a column, `code_version` a rule: a link to the function of that name is a call, or has a dot."
+    strings = set()
+    for path in PACKAGE.rglob('*.py'):
+        if not path.name.startswith('_'):
+            tree = ast.parse(path.read_text(encoding='utf-8'))
+            used = (n for node in tree.body if not isinstance(node, ast.Assign) for n in ast.walk(node))
+            strings |= {n.value for n in used if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    links = {(name, word) for name, p in read.items() for word in p['named']}
+    assert {'promote', 'rollback', 'status', 'train', 'similarity', 'code_version'} <= strings and len(links) > 10
+    assert [link for link in links if link[1] in strings and link[1][:1].islower() and '.' not in link[1]] == []
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_has_its_page(read, command):
+    rows = [(re.split(r'[ ,]', row[0])[0], row[-1]) for _, rows in read[f'commands/{command}.html']['tables'] for row in rows]
+    actions = [a for a in COMMANDS[command]._actions if not isinstance(a, argparse._HelpAction)]
+    expected = [a.option_strings[0] if a.option_strings else str(a.metavar or a.dest) for a in actions]
+    assert sorted(name for name, _ in rows) == sorted(expected)
+    assert all(text for _, text in rows)
+
+
+def entries(items):
+    "(where it leads, the name it has there, or None for the title of the page) of everything in a bar."
+    for item in items:
+        if isinstance(item, str): yield item, None
+        else:
+            if 'href' in item: yield item['href'], item.get('text') or item.get('section')
+            yield from entries(item.get('contents', []))
+
+
+def test_every_page_is_in_the_sidebar_once(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / '.ci'))
+    site = importlib.import_module('docs').configuration(['index', *COMMANDS])['website']
+    listed = [re.sub(r'\.(ipynb|md)$', '.html', href) for href, _ in entries(site['sidebar']['contents'])]
+    assert sorted(listed) == sorted(PAGES)
+    names = dict(entries(site['sidebar']['contents']))
+    top = dict(entries(site['navbar']['left']))
+    assert top and {href for href in top if href not in names} == set()
+    assert {href: name for href, name in top.items() if names[href] not in (name, None)} == {}, 'one page has one name'
+
+
+def test_the_navbar_says_what_the_page_says(page, address):
+    page.goto(address)
+    for link in page.locator('#quarto-header .navbar-nav a.nav-link[href]:has(.menu-text)').all():
+        beside = page.locator(f'#quarto-sidebar a[href="{link.get_attribute("href")}"]')
+        assert beside.first.inner_text() == link.inner_text()
 
 
 @pytest.mark.parametrize('words, landing', [
-    ('rollback_decision', 'policy.html'), ('scaffold_split', 'split.html'), ('interrupted sweep', 'howto/interrupted.html')])
+    ('decide_rollback', 'registry/policy.html'), ('scaffold_split', 'chem/split.html'), ('interrupted sweep', 'howto/interrupted.html'),
+    ('bioai-esol rollback', 'commands/rollback.html'), ('--require-significance', 'commands/promote.html')])
 def test_search_finds_the_page(page, address, words, landing):
     page.goto(address)
     page.locator('.smalldocs-search input:visible').first.press_sequentially(words)
@@ -219,27 +322,74 @@ def test_every_page_is_reached_from_the_keyboard(page, address):
     first_result(page, 'choose_candidate')
     page.keyboard.press('ArrowDown')
     page.keyboard.press('Enter')
-    page.wait_for_url('**/policy.html#*')
+    page.wait_for_url('**/registry/policy.html#*')
     assert page.troubles == []
 
 
 def test_a_phone_has_sidebar_and_search(new_page, address):
     page = new_page(viewport=dict(width=390, height=844), is_mobile=True, has_touch=True)
-    page.goto(address + 'policy.html')
+    page.goto(address + 'registry/policy.html')
     first, last = (page.locator('#quarto-sidebar a').locator(f'visible=true >> nth={n}') for n in (0, -1))
     def x(link): return link.bounding_box()['x']
     assert x(first) < 0, 'closed, it is beside the screen'
     page.locator('.quarto-btn-toggle').tap()
     page.wait_for_function("() => document.querySelector('#quarto-sidebar').getBoundingClientRect().x == 0")
-    header = page.locator('#quarto-header').bounding_box()
-    assert first.bounding_box()['y'] >= header['y'] + header['height'], 'nothing of it is behind the header'
+    header, sidebar = (page.locator(f'#quarto-{part}').bounding_box() for part in ('header', 'sidebar'))
+    assert sidebar['y'] >= header['y'] + header['height'], 'nothing of it is behind the header'
+    here = page.locator('#quarto-sidebar .sidebar-link.active').bounding_box()
+    assert sidebar['y'] <= here['y'] < sidebar['y'] + sidebar['height'], 'it opens where one is'
     last.tap()  # it scrolls that far
     page.wait_for_url('**/benchmarks.html')
-    page.locator('.navbar-toggler').tap()
-    page.locator('.smalldocs-search input:visible').press_sequentially('rollback_decision')
-    first_result(page, 'rollback_decision').tap()
-    page.wait_for_url('**/policy.html#*')
+    assert page.locator('button:visible').count() == 1, 'one menu'
+    page.locator('.smalldocs-search input:visible').press_sequentially('decide_rollback')
+    first_result(page, 'decide_rollback').tap()
+    page.wait_for_url('**/registry/policy.html#*')
     assert page.troubles == []
+
+
+def test_the_sidebar_shows_where_one_is(page, address):
+    for name in (PAGES[len(NOTEBOOKS) - 1], 'commands/migrate.html', next(p for p in PAGES if p.endswith('report.html'))):
+        page.goto(address + name)
+        here = page.locator('#quarto-sidebar .sidebar-link.active')
+        assert here.count() == 1
+        box, bar = here.bounding_box(), page.locator('#quarto-sidebar').bounding_box()
+        assert bar['y'] <= box['y'] and box['y'] + box['height'] <= min(bar['y'] + bar['height'], 900), name
+
+
+def test_light_and_dark_are_a_choice_that_stays(page, address):
+    page.goto(address)
+    def behind(): return page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert behind() == 'rgb(255, 255, 255)'
+    page.locator('.quarto-color-scheme-toggle:visible').click()
+    page.wait_for_function("() => document.documentElement.dataset.bsTheme == 'dark'")
+    dark = behind()
+    page.goto(address + 'tutorial.html')
+    assert behind() == dark != 'rgb(255, 255, 255)'
+
+
+def test_a_figure_can_be_enlarged(page, address):
+    page.goto(address + 'lab/sweep_analysis.html')
+    figure = page.locator('main img.enlarges').first
+    figure.click()
+    box = page.locator('dialog.enlarged[open] img')
+    assert box.bounding_box()['width'] > figure.bounding_box()['width']
+    page.keyboard.press('Escape')
+    box.wait_for(state='detached')
+    figure.press('Enter')
+    box.wait_for()
+    assert page.troubles == []
+
+
+def test_pages_lead_on_and_say_their_version(page, address):
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(ROOT / 'settings.ini')
+    page.goto(address)
+    page.locator('.nav-page-next a').click()
+    page.wait_for_url('**/tutorial.html')
+    assert page.locator('.nav-page-previous a').count() == 1
+    footer = page.locator('footer')
+    assert settings['DEFAULT']['version'] in footer.inner_text()
+    assert footer.locator('a').get_attribute('href') == settings['DEFAULT']['git_url']
 
 
 def test_the_workflows_ask_for_little():

@@ -27,7 +27,7 @@ from ..training.lineage import code_state
 
 # %% ../../nbs/analysis/05_explorer.ipynb #05e00002
 def png(
-    fig: Figure,
+    fig: Figure,     # of matplotlib
     dpi: int = 200,  # dots per inch: twice what the widget shows, for fine screens
 ) -> bytes:
     "A figure as the bytes of a PNG file."
@@ -126,13 +126,19 @@ def _verdict_html(seen: Exploration, run_tag: str) -> str:
     if seen.already: mark, colour = '', ''
     return _page(f"<div class='verdict {colour}'>{mark} {words}</div><div class='why'>{why}</div><pre>{calls}</pre>")
 
-def _rules_html(decision: Decision | None) -> str:
-    "The rules of a decision, folded; those that say no first."
-    if decision is None: return '<p><b>no candidate</b></p>'
-    rules = sorted(decision.rules, key=lambda rule: rule.passed)
-    failed = sum(not rule.passed for rule in rules)
-    summary = f"{len(rules)} rules, {failed} of them say no" if failed else f'all {len(rules)} rules pass'
-    return f"<details {'open' * bool(failed)}><summary>{summary}</summary>{rules_html(rules)}</details>"
+def _rules_html(seen: Exploration) -> str:
+    "The rules that say no, and folded those that agree."
+    if seen.decision is None: return '<p><b>no candidate</b></p>'
+    if seen.already: return '<p>No rule is applied to the champion itself.</p>'
+    passed = [rule for rule in seen.decision.rules if rule.passed]
+    failed = [rule for rule in seen.decision.rules if not rule.passed]
+    summary = f'{len(passed)} of {len(seen.decision.rules)} rules pass'
+    return f"{rules_html(failed)}<details><summary>{summary}</summary>{rules_html(passed)}</details>"
+
+def _reasons_html(seen: Exploration) -> str:
+    "Why this run, the runs that pass, and the rules of the decision."
+    table = _table(seen.table()) if seen.choice.approved else ''
+    return _page(f'<p>{html.escape(seen.choice.reason)}</p>', table, _rules_html(seen))
 
 # %% ../../nbs/analysis/05_explorer.ipynb #7d5f2cb2
 REST_S = .25  # seconds without a change before a figure is drawn
@@ -161,18 +167,23 @@ class _Panel(widgets.VBox):
         super().__init__([*(rows or controls), self.picture, self.text])
         self.refresh()
 
-    def refresh(self):
+    def refresh(self) -> None:
         "Look again, and show the words and the figure of what is there."
         self.describe()
         self.draw()
 
-    def follow_up(self):
+    def follow_up(self) -> None:
         "Show the words now, and the figure when nothing has changed for a moment."
         self.describe()
         self.draw_later()
 
-    def describe(self): raise NotImplementedError
-    def draw(self): raise NotImplementedError
+    def describe(self) -> None:
+        "Set the text."
+        raise NotImplementedError
+
+    def draw(self) -> None:
+        "Set the picture."
+        raise NotImplementedError
 
 # %% ../../nbs/analysis/05_explorer.ipynb #05e0000d
 _SLIDERS = dict(gap_threshold=('gap threshold', 1, .005), r2_tolerance=('R² tolerance', .5, .005),
@@ -200,15 +211,14 @@ class PolicyExplorer(_Panel):
         beside = widgets.HBox([widgets.VBox(controls), self.verdict], layout=dict(flex_flow='row wrap'))
         super().__init__(controls, [beside])
 
-    def describe(self):
+    def describe(self) -> None:
         "Choose and decide by the thresholds that the sliders show, and say it."
         thresholds = {name: round(slider.value, 6) for name, slider in self.sliders.items()}
         self.seen = explore(self.runs, Policy(**self.policy.model_dump() | thresholds), self.champion, self.code)
         self.verdict.value = _verdict_html(self.seen, self.runs.run_tag.iloc[0])
-        reason = f'<p>{html.escape(self.seen.choice.reason)}</p>'
-        self.text.value = _page(reason, _table(self.seen.table()), _rules_html(self.seen.decision))
+        self.text.value = _reasons_html(self.seen)
 
-    def draw(self):
+    def draw(self) -> None:
         "The figure of the latest choice."
         self.picture.value = png(self.seen.figure())
 
@@ -263,7 +273,7 @@ class _RunList(_Panel):
         self.offer()
         super().__init__([self.picked], [widgets.HBox(choices, layout=dict(flex_flow='row wrap')), self.picked])
 
-    def offer(self):
+    def offer(self) -> None:
         "The runs to pick from; the first is picked."
         where = {axis: control.value for axis, control in self.filters.items() if control.value != _ALL}
         offered = browse(self.runs, where, self.sort.value)
@@ -277,14 +287,14 @@ class RunBrowser(_RunList):
         "The runs that are picked."
         return self.runs.set_index('run_id', drop=False).loc[list(self.picked.value)]
 
-    def describe(self):
+    def describe(self) -> None:
         "The metrics of the picked runs."
         rows = self.rows()
         note = '<p>curves of the first ten</p>' if len(rows) > 10 else ''
         table = _table(rows[[*_SHOWN, 'status']].round(4))
         self.text.value = _page(note, table) if len(rows) else '<p>no run is picked</p>'
 
-    def draw(self):
+    def draw(self) -> None:
         "The curves of the picked runs."
         rows = self.rows()
         self.picture.layout.display = '' if len(rows) else 'none'
@@ -337,7 +347,7 @@ class LiveSweep(_Following):
         self.tracking_uri = tracking_uri
         super().__init__(seconds)
 
-    def describe(self):
+    def describe(self) -> None:
         "Ask the store, and say how far the sweep is."
         self.underway = underway(self.run_tag, tracking_uri=self.tracking_uri)
         self.total = planned(self.run_tag, tracking_uri=self.tracking_uri)
@@ -346,6 +356,6 @@ class LiveSweep(_Following):
         some = (self.runs.status == 'FINISHED').any()
         self.text.value = _page(f'<p>{text}</p>', _table(leaderboard(self.runs, 5)) if some else '')
 
-    def draw(self):
+    def draw(self) -> None:
         "Finished runs and the best so far."
         self.picture.value = png(plot_progress(self.runs, self.total))

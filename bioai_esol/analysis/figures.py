@@ -47,7 +47,7 @@ def new_figure(
     return fig
 
 def without_box(
-    ax: Axes,
+    ax: Axes,          # of any figure
     **labels: object,  # what `Axes.set` takes: `xlabel`, `ylim`, …
 ) -> Axes:             # the same
     "Axes without lines at the top and to the right, with their labels."
@@ -56,10 +56,10 @@ def without_box(
     return ax
 
 def legend_below(
-    fig: Figure,
+    fig: Figure,        # that `new_figure` made
     handles: Sequence,  # of matplotlib: lines, or what a plot returned
-    columns: int = 4,
-):
+    columns: int = 4,   # of the legend
+) -> None:
     "A legend under the figure, where it covers nothing."
     if not len(handles): return
     fig.legend(handles=handles, loc='outside lower center', ncols=columns, frameon=False, fontsize='small')

@@ -65,7 +65,7 @@ def _recorded(store: Store, run_tag: str) -> dict | None:
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00001
 def verdict(
-    store: Store,
+    store: Store,                # with the runs and the registry
     runs: pd.DataFrame,          # of `runs.load_runs`
 ) -> Verdict:
     "What was decided about a sweep, or would be by the default policy."
@@ -169,7 +169,7 @@ def _former(store: Store, entries: pd.DataFrame, run: Mapping) -> dict | str:
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00007
 def champion_of(
-    store: Store,
+    store: Store,            # with the registry
     entries: pd.DataFrame,   # of `journal.history`
 ) -> Champion | None:        # None when there is none yet
     "The champion with its predictions, and the one before it."

@@ -186,7 +186,8 @@ def _watch(processes: list, done, total: int):
     try:
         for p in processes: p.start()
         _count(processes, done, total)
-    except KeyboardInterrupt: raise KeyboardInterrupt('interrupted; the same command continues where it stopped') from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt('interrupted; the same command continues where it stopped') from None
     finally:
         for p in processes:
             if not p.pid: continue
@@ -383,8 +384,8 @@ def _headings(sizes: Mapping[str, Split], published: bool) -> tuple[str, str, st
         "**Test RMSE on three families of splits** (mean ± standard deviation over five splits; "
         f"the balanced folds test {tested} different molecules. test_mae, coverage and width of the 90 % intervals, "
         "and CPU seconds per split: on the balanced folds)",
-        f"**Paired differences of test RMSE: {REFERENCE} − the other model** (mean over the splits, in brackets the 95 % "
-        f"bootstrap interval over molecules, then on how many splits {REFERENCE} has the lower error; "
+        f"**Paired differences of test RMSE: {REFERENCE} − the other model** (mean over the splits, in brackets the "
+        f"95 % bootstrap interval over molecules, then on how many splits {REFERENCE} has the lower error; "
         f"below zero, {REFERENCE} is better)",
         f"**The deterministic scaffold split, {len(sizes['scaffold'].test)} test molecules** "
         f"(in brackets the 95 % bootstrap interval over molecules{source})")
@@ -403,7 +404,7 @@ def report_of(
     order = sorted(figures.model.unique(), key=lambda m: rank.get(m, np.inf))
     grid = figures.pivot(index='model', columns='split', values='test_rmse')
     grid = grid.reindex(columns=list(sizes)).loc[order]
-    made_by = {r.model: f' ({r.made_by})' if ' ' in r.made_by else '' for r in results}  # another program and its version
+    made_by = {r.model: f' ({r.made_by})' if ' ' in r.made_by else '' for r in results}  # another program's version
     commands = {r.model: f'`{r.command}`{made_by[r.model]}' for r in results if r.split == 'scaffold'}
     families, paired, scaffold = _headings(sizes, bool(published))
     return '\n\n'.join([

@@ -7,19 +7,22 @@ __all__ = ['GCN', 'PlainGCN', 'to_pyg', 'from_pyg']
 
 # %% ../../nbs/models/02_gcn.ipynb #bf2da0b5
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..chem.graphs import Batch, N_FEATURES
+from ..chem.graphs import Batch, N_FEATURES, tile_batch
 from .kaxis import BlockDropout, init_linear, init_uniform, multiply_each, Network, SUM_SCALE
+
+if TYPE_CHECKING: from torch_geometric.data import Batch as PyGBatch
 
 # %% ../../nbs/models/02_gcn.ipynb #d52691e8
 class _Convolution(torch.autograd.Function):
     "matrix · clamp(x · weight + bias, 0, ceiling) for each configuration"
     @staticmethod
-    def forward(ctx, x, weight, bias, ceilings, matrix, transpose):  # (K, n, d_in), (K, d_in, d), (K, d) -> (K, n_rows, d)
+    def forward(ctx, x, weight, bias, ceilings, matrix, transpose):  # (K, n, d_in), … -> (K, n_rows, d)
         h = torch.baddbmm(bias[:, None], x, weight)                  # (K, n, d)
         for rows, ceiling in ceilings:
             if ceiling is None: h[rows].relu_()
@@ -33,72 +36,101 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, g):  # (K, n_rows, d)
         if ctx.transpose is None: raise RuntimeError('this batch is for evaluation: it has no backward pass')
         x, weight, h = ctx.saved_tensors
-        g = multiply_each(ctx.transpose, g)                                                    # (K, n, d)
+        g = multiply_each(ctx.transpose, g)                          # (K, n, d)
         torch.ops.aten.threshold_backward.grad_input(g, h, 0., grad_input=g)
         dx = torch.bmm(g, weight.transpose(1, 2)) if ctx.needs_input_grad[0] else None
         return dx, torch.bmm(x.transpose(1, 2), g), g.sum(1), None, None, None
 
 # %% ../../nbs/models/02_gcn.ipynb #3b618332
+def _convolve(params: dict[str, Tensor], batch: Batch, dropout: BlockDropout | None) -> Tensor:
+    "Two graph convolutions and the mean over a molecule's atoms, (K, n_molecules, d)."
+    K, _, d = params['conv2.weight'].shape
+    def ceilings(): return dropout.ceilings(batch.n_atoms, d) if dropout else [(slice(None), None)]
+    tiled = tile_batch(batch, K, dropout and dropout.scale)
+    adjacency_t, pool_t = tiled.transposes
+    h = batch.ax.expand(K, -1, -1)                                       # (K, n_atoms, f)
+    h = _Convolution.apply(h, params['conv1.weight'], params['conv1.bias'], ceilings(),
+                           tiled.adjacency, adjacency_t)                 # (K, n_atoms, d)
+    return _Convolution.apply(h, params['conv2.weight'], params['conv2.bias'], ceilings(),
+                              tiled.pool, pool_t)                        # (K, n_molecules, d)
+
+# %% ../../nbs/models/02_gcn.ipynb #6f916eb7
 @dataclass(frozen=True)
 class GCN(Network):
     "A two-layer graph convolutional network for K configurations at once (Kipf and Welling 2017)."
-    n_features: int = N_FEATURES
-    pooling: str = 'mean'   # or `sum`
+    n_features: int = N_FEATURES  # numbers that describe one atom
+    pooling: str = 'mean'         # how atoms become a molecule: `mean` or `sum`
     name = 'gcn'
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        "The parameters of two convolutions and a linear head."
         f, d = self.n_features, self.hidden_dim
         return {'conv1.weight': (f, d), 'conv1.bias': (d,), 'conv2.weight': (d, d), 'conv2.bias': (d,),
                 'head.weight': (d,), 'head.bias': (1,)}
 
-    def init(self, name, shape, generator):
+    def init(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         "Convolutions as PyG has them, and a head like `torch.nn.Linear`."
-        return init_uniform(shape, self.hidden_dim ** -0.5, generator) if name.startswith('head') else init_linear(name, shape, generator)
+        if name.startswith('head'): return init_uniform(shape, self.hidden_dim ** -0.5, generator)
+        return init_linear(name, shape, generator)
 
     def forward(self, params: dict[str, Tensor], batch: Batch, dropout: BlockDropout | None = None) -> Tensor:
-        K, _, d = params['conv2.weight'].shape
-        def ceilings(): return dropout.ceilings(batch.n_atoms, d) if dropout else [(slice(None), None)]
-        tiled = batch.tile(K, dropout and dropout.scale)
-        adjacency, spread = tiled.transposes
-        h = batch.ax.expand(K, -1, -1)                                                                                     # (K, n_atoms, f)
-        h = _Convolution.apply(h, params['conv1.weight'], params['conv1.bias'], ceilings(), tiled.adjacency, adjacency)    # (K, n_atoms, d)
-        h = _Convolution.apply(h, params['conv2.weight'], params['conv2.bias'], ceilings(), tiled.pool, spread)            # (K, n_molecules, d)
+        "What each configuration says of each molecule, (K, n_molecules)."
+        h = _convolve(params, batch, dropout)
         if self.pooling == 'sum': h = h * (batch.sizes / SUM_SCALE)[:, None]
         return (h * params['head.weight'][:, None]).sum(-1) + params['head.bias']
 
 # %% ../../nbs/models/02_gcn.ipynb #9130a964
 class PlainGCN(torch.nn.Module):
     "One configuration as an ordinary PyTorch Geometric module."
-    def __init__(self, hidden_dim: int, dropout: float = 0.0, n_features: int = N_FEATURES):
+    def __init__(self,
+                 hidden_dim: int,                 # width of both layers
+                 dropout: float = 0.0,            # probability in training, below 1
+                 n_features: int = N_FEATURES):   # numbers that describe one atom
         super().__init__()
         from torch_geometric.nn import GCNConv
-        self.conv1, self.conv2 = GCNConv(n_features, hidden_dim), GCNConv(hidden_dim, hidden_dim)
-        self.head, self.dropout = torch.nn.Linear(hidden_dim, 1), dropout
+        self.conv1 = GCNConv(n_features, hidden_dim)
+        self.conv2 = GCNConv(hidden_dim, hidden_dim)
+        self.head = torch.nn.Linear(hidden_dim, 1)
+        self.dropout = dropout
 
-    def forward(self, data):  # a PyG batch -> (n_molecules,)
+    def forward(self,
+                data: 'PyGBatch',  # some molecules
+    ) -> Tensor:                   # (n_molecules,)
+        "Predictions of a batch of PyTorch Geometric."
         from torch_geometric.nn import global_mean_pool
         h = data.x.float()
         for conv in (self.conv1, self.conv2):
             h = torch.nn.functional.dropout(conv(h, data.edge_index).relu(), self.dropout, self.training)
         return self.head(global_mean_pool(h, data.batch)).view(-1)
 
+# %% ../../nbs/models/02_gcn.ipynb #29618e2a
 _PYG_NAMES = {'conv1.weight': 'conv1.lin.weight', 'conv2.weight': 'conv2.lin.weight'}  # PyG holds these transposed
 
+def _as_pyg(name: str, p: Tensor) -> Tensor:
+    "A parameter in the shape that PyG holds it in."
+    if name in _PYG_NAMES: return p.T
+    return p.view(1, -1) if name == 'head.weight' else p
+
 def to_pyg(
-    model: GCN,
+    model: GCN,              # the network's shape, without weights
     theta: Tensor,           # (n_params,) one configuration
-    dropout: float = 0.0,
-) -> PlainGCN:
-    "One configuration as a plain PyG model with the same weights."
+    dropout: float = 0.0,    # probability in training, below 1
+) -> PlainGCN:               # with the same weights
+    "One configuration as a plain PyG model."
     plain = PlainGCN(model.hidden_dim, dropout, model.n_features)
     params = {name: p[0] for name, p in model.split(theta[None]).items()}
-    plain.load_state_dict({_PYG_NAMES.get(name, name): p.T if name in _PYG_NAMES else p.view(1, -1) if name == 'head.weight' else p
-                           for name, p in params.items()})
+    plain.load_state_dict({_PYG_NAMES.get(name, name): _as_pyg(name, p) for name, p in params.items()})
     return plain
 
-def from_pyg(model: GCN, plain: PlainGCN, grad: bool = False) -> Tensor:  # (n_params,)
-    "The weights of a plain PyG model (or, with `grad`, its gradients) as one row of `theta`."
+# %% ../../nbs/models/02_gcn.ipynb #e718a177
+def from_pyg(
+    model: GCN,          # the network's shape, without weights
+    plain: PlainGCN,     # a plain PyG model of that shape
+    grad: bool = False,  # the gradients instead of the weights
+) -> Tensor:             # (n_params,) one configuration
+    "The weights of a plain PyG model as one row of `theta`."
     theirs = {name: (p.grad if grad else p).detach() for name, p in plain.named_parameters()}
-    return model.join({name: theirs[_PYG_NAMES[name]].T if name in _PYG_NAMES else theirs[name].view(shape)
-                       for name, shape in model.shapes.items()})
+    def own(name, shape):
+        return theirs[_PYG_NAMES[name]].T if name in _PYG_NAMES else theirs[name].view(shape)
+    return model.join({name: own(name, shape) for name, shape in model.shapes.items()})

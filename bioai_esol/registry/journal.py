@@ -11,15 +11,17 @@ import json, logging, os, random, socket, time, uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TYPE_CHECKING
 
 import pandas as pd
 from filelock import Timeout
-from mlflow.entities.model_registry import ModelVersion
 
 from ..errors import StoreError
 from ..store.client import connect, process_alive, Store, store_lock, user
 from ..training.lineage import code_version
+
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from mlflow.entities.model_registry import ModelVersion
 
 # %% ../../nbs/registry/02_journal.ipynb #e3c6192a
 MODEL = 'EsolPrediction'
@@ -113,7 +115,7 @@ def new_entry(
 @dataclass(frozen=True)
 class _Versions:
     "What the registry holds, and what a place of it holds."
-    versions: dict[str, ModelVersion] = field(default_factory=dict)  # by number, ascending
+    versions: dict[str, 'ModelVersion'] = field(default_factory=dict)  # by number, ascending
     aliases: dict[str, str] = field(default_factory=dict)            # name -> number
     entries: tuple[Entry, ...] = ()                                  # the journal, oldest first
     claims: dict[str, dict] = field(default_factory=dict)            # who is, or was, at work: see `turn`
@@ -140,11 +142,11 @@ class Snapshot(_Versions):
         "The entries that their process did not close."
         return [e for e in self.entries if e.outcome == 'begun']
 
-    def holder(self, alias: str) -> ModelVersion | None:
+    def holder(self, alias: str) -> 'ModelVersion | None':
         "The version that an alias points to; None when there is none."
         return self.versions.get(self.aliases.get(alias))
 
-    def of_run(self, run_id: str) -> ModelVersion | None:
+    def of_run(self, run_id: str) -> 'ModelVersion | None':
         "The version that was made of a run; None when there is none."
         return next((v for v in self.versions.values() if v.run_id == run_id), None)
 

@@ -12,15 +12,18 @@ import hashlib, html, re, tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from mlflow.entities.model_registry import ModelVersion
 
 from ..errors import BioaiError, StoreError
 from .journal import Entry, settled, shorten, Snapshot, Turn, turn, utc_text
 from .policy import decide_rollback, Decision, lineage_rules, verdict_html
 from ..store.client import connect, Store
 from ..store.runs import fetch_artifacts, run_row
+
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from mlflow.entities.model_registry import ModelVersion
 
 # %% ../../nbs/registry/03_versions.ipynb #e979136d
 def find_version(
@@ -39,18 +42,19 @@ def find_version(
 # %% ../../nbs/registry/03_versions.ipynb #78ca8b08
 def run_of(
     store: Store,           # where the run is
-    version: ModelVersion,  # of `Snapshot.versions`
+    version: 'ModelVersion',  # of `Snapshot.versions`
+    typed: bool = True,     # with the types of its parameters, which takes PyTorch's import; else as text
 ) -> dict:                  # a row of `runs.runs_table`
     "The run behind a version; raises `StoreError` when there is none or it was deleted."
     if not version.run_id:
         text = f"version {version.version} has no run: it was not registered by bioai-esol"
         raise StoreError(text, 'RESOURCE_DOES_NOT_EXIST')
-    try: return run_row(store, version.run_id)
+    try: return run_row(store, version.run_id, typed)
     except StoreError as e: raise StoreError(f"version {version.version}: {e}", e.code) from e
 
-def _run_or_trouble(store: Store, version: ModelVersion) -> tuple[dict, str]:
+def _run_or_trouble(store: Store, version: 'ModelVersion') -> tuple[dict, str]:
     "The run behind a version, or an empty one and why; a store that cannot be asked is still an error."
-    try: return run_of(store, version), ''
+    try: return run_of(store, version, typed=False), ''
     except StoreError as e:
         if not e.absent: raise
         return {}, str(e)
@@ -77,7 +81,7 @@ def _difference(found: str, registered: str | None) -> str:
 
 def fetch_model(
     store: Store,           # where the files are
-    version: ModelVersion,  # of `Snapshot.versions`
+    version: 'ModelVersion',  # of `Snapshot.versions`
     folder: str | Path,     # the files are copied into it
 ) -> Path:                  # where they are now
     "The model files of a version; raises `StoreError` when they are not the registered ones."
@@ -97,7 +101,7 @@ def fetch_model(
 # %% ../../nbs/registry/03_versions.ipynb #8b663b88
 def verify_model_files(
     store: Store,           # where the files are
-    version: ModelVersion,  # of `Snapshot.versions`
+    version: 'ModelVersion',  # of `Snapshot.versions`
 ) -> str:
     "What is wrong with the model files of a version; empty when they are the registered ones and load."
     from bioai_esol.models.fitted import load_model  # PyTorch: who only asks for the status needs none
@@ -436,7 +440,7 @@ def restore(version: str, reason: str, *, tracking_uri: str | None = None) -> En
 # %% ../../nbs/registry/03_versions.ipynb #c29906f1
 STATUS_METRICS = ('best_val_rmse', 'test_rmse', 'test_mae', 'test_r2', 'generalisation_gap')
 
-def _status_row(store: Store, registry: Snapshot, version: ModelVersion) -> dict:
+def _status_row(store: Store, registry: Snapshot, version: 'ModelVersion') -> dict:
     "One version: its tags, then what its run says."
     number = str(version.version)
     tags = version.tags

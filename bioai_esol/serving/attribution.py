@@ -77,7 +77,7 @@ def occlusions(
 def attribute_atoms(
     smiles: str,                                      # one molecule
     predict: Callable[[list[str]], Sequence[float]],  # n SMILES to n predictions (log10 mol/L)
-) -> pd.DataFrame:                                    # one row per atom: `atom` (index), `symbol`, `contribution` (log10)
+) -> pd.DataFrame:                                    # per atom: `atom` (index), `symbol`, `contribution` (log10)
     """How far the prediction falls without each atom. Above 0, the atom makes the molecule more soluble; NaN where
     nothing is left. Raises `DataError`."""
     mol = parse_smiles(smiles)
@@ -181,7 +181,7 @@ def explain(
     smiles: str,                                      # one molecule
     predict: Callable[[list[str]], Sequence[float]],  # n SMILES to n predictions (log10 mol/L)
 ) -> Attribution:
-    "The contribution of each atom to a prediction, as a table and a drawing; raises `DataError` when there is no molecule."
+    "The contribution of each atom to a prediction, as a table and a drawing; raises `DataError`."
     if not isinstance(smiles, str):
         raise DataError(f"one molecule is explained at a time, as SMILES text; given was {type(smiles).__name__}")
     table = attribute_atoms(smiles, predict)

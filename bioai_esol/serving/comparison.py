@@ -50,7 +50,7 @@ def _verdict(versions: tuple[str, str], d: PairedDifference) -> str:
 class Comparison:
     "Two versions on the same molecules."
     versions: tuple[str, str]     # numbers of the versions
-    molecules: pd.DataFrame       # `smiles`, `log_solubility`; per version N `predicted_N` and `error_N`, predicted − measured
+    molecules: pd.DataFrame       # `smiles`, `log_solubility`; per version N `predicted_N` and its `error_N`
     difference: PairedDifference  # RMSE of the first − RMSE of the second
     notes: tuple[str, ...] = ()   # what makes the comparison unfair
 

@@ -52,7 +52,8 @@ def _greeting(version: str, port: int) -> str:
     "What is printed once the server answers."
     body = '{"dataframe_split": {"columns": ["smiles"], "data": [["CCO"], ["c1ccccc1"]]}}'
     url = f'http://127.0.0.1:{port}'
-    return (f"\nserving {MODEL} version {version}, the champion, on {url}; a later champion is served after a restart\n\n"
+    return (f"\nserving {MODEL} version {version}, the champion, on {url}; "
+            "a later champion is served after a restart\n\n"
             f"  curl -s -H 'Content-Type: application/json' -d '{body}' {url}/invocations\n\nCtrl-C stops it")
 
 def serve(

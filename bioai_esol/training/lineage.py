@@ -32,7 +32,8 @@ def uncommitted_files(
 ) -> tuple[str, ...]:             # paths from the top of the checkout
     "The files that can change a result and are not as they were committed."
     package = package or Path(bioai_esol.__file__).parent
-    listing = _git(package.parent, 'status', '--porcelain', '--untracked-files=normal', '--', package.name, *BUILD_FILES)
+    asked = 'status', '--porcelain', '--untracked-files=normal', '--', package.name, *BUILD_FILES
+    listing = _git(package.parent, *asked)
     if listing is None: return ('unknown, git status failed',)
     return tuple(line.split(maxsplit=1)[1] for line in listing.splitlines())  # ' M path', '?? path'
 
@@ -88,7 +89,8 @@ def machine(
         processor = torch.cuda.get_device_name(device)
     else: processor = _processor()
     versions = {f'version.{name}': version(name) for name in LIBRARIES}
-    return dict(processor=processor, threads='1', device=device) | versions | {'version.python': platform.python_version()}
+    versions['version.python'] = platform.python_version()
+    return dict(processor=processor, threads='1', device=device) | versions
 
 # %% ../../nbs/training/05_lineage.ipynb #2ac85048
 def lineage(

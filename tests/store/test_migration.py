@@ -190,7 +190,7 @@ def test_addresses_that_are_refused(refused, source, store, pg, blank, tmp_path,
     assert "127.0.0.1:5000 is a server: give the address of the database behind it" in refused(target='http://127.0.0.1:5000')
     assert 'is a server' in refused(source='https://me:secret@host')
     assert 'set PGPASSWORD' in refused(target=f'postgresql://esol:secret@127.0.0.1:{pg.port}/blank')
-    assert 'no database this package knows' in refused(target='mysql://host/db')
+    assert 'is not a supported database' in refused(target='mysql://host/db')
     assert f'there is no database {tmp_path}/none.db' in refused(source=f'sqlite:///{tmp_path}/none.db')
     (tmp_path / 'text.db').write_text('no database, however long one looks at it' * 50)
     assert 'not a database; give another file' in refused(source=f'sqlite:///{tmp_path}/text.db')
