@@ -142,7 +142,8 @@ def all_pages() -> list[Page]:
             if isinstance(item, str):
                 yield item
             elif 'contents' in item:
-                yield from listed(item['contents'])
+                inside = item['contents']
+                yield from listed([inside] if isinstance(inside, str) else inside)
             else:
                 yield item['href']
     wanted = re.compile(r'nbs/(index|tutorial|howto/\w+|stores/\w+)\.ipynb')
