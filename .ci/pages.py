@@ -142,7 +142,8 @@ def all_pages() -> list[Page]:
             if isinstance(item, str):
                 yield item
             elif 'contents' in item:
-                yield from listed(item['contents'])
+                inside = item['contents']
+                yield from listed([inside] if isinstance(inside, str) else inside)
             else:
                 yield item['href']
     wanted = re.compile(r'nbs/(index|tutorial|howto/\w+|stores/\w+)\.ipynb')
@@ -314,8 +315,12 @@ def run_page(page: Page, base: Path) -> dict[int, list[str]]:
 
 def plain(text: str) -> str:
     "Without progress bars and what else a terminal overwrites, and with one newline at the end."
-    lines = [line.rpartition('\r')[2] for line in text.replace('\r\n', '\n').split('\n')]
-    lines = [line for line in lines if not re.search(r'\d%\|.*\|', line)]
+    lines = []
+    for line in text.replace('\r\n', '\n').split('\n'):
+        last = line.rpartition('\r')[2]
+        wiped = '\r' in line and not last.strip()
+        if not wiped and not re.search(r'\d%\|.*\|', last):
+            lines.append(last)
     return '\n'.join(lines).strip('\n') + '\n'
 
 

@@ -110,6 +110,7 @@ def test_a_server_runs_to_the_end_of_the_page(page, printed, tmp_path):
 def test_progress_bars_are_left_out():
     bar = '\r  0%|     | 0/4\r100%|█████| 4/4\n'
     assert pages.plain(f'one\n{bar}two\r\n\n') == 'one\ntwo\n'
+    assert pages.plain('one\n\r 50%|██  |\r     \ntwo\n\nthree\n') == 'one\ntwo\n\nthree\n'
 
 
 ONE = '2 trained, in 4 s\n  ✓ gap: 0.191 < 0.3\n  ✓ code_version: code version da9e4cfed72c\nada@vm  2026-01-01 05:31\n'
