@@ -594,7 +594,7 @@ def stability(runs: pd.DataFrame, metric: str = 'best_val_rmse') -> pd.DataFrame
     Examples
     --------
     >>> import bioai_esol as esol
-    >>> grid = esol.Grid(architecture='ridge', seed=(1, 2), run_tag='seeds')
+    >>> grid = esol.Grid(architecture='gradient-boosting', seed=(1, 2), run_tag='seeds')
     >>> result = esol.run_sweep(grid, tracking_uri='sqlite:///seeds.db')
     >>> esol.stability(esol.load_runs('seeds', tracking_uri='sqlite:///seeds.db'))
     """
