@@ -41,7 +41,7 @@ test: $(READY)   ## every notebook as a test, then tests/
 	@echo "tests/"; $(BIN)/pytest
 
 test-long: $(READY) ## five hundred random lives of a registry; about half an hour
-	@BIOAI_SEQUENCES=500 $(BIN)/pytest --dist load tests/test_lifecycle.py
+	@BIOAI_SEQUENCES=500 $(BIN)/pytest --dist load tests/registry/test_lifecycle.py
 
 check: $(READY)  ## drift between notebooks, package, README, outputs and pages; the grain of the code; lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ./.ci/check

@@ -46,8 +46,20 @@ def page(notebook: PurePosixPath) -> PurePosixPath:
 # ---- text that a page takes from elsewhere
 
 def included(text: str) -> str:
-    "`text` with every line `<!-- include PATH -->` replaced by that file."
-    return re.sub(r'^<!-- include (\S+) -->$', lambda m: (ROOT / m[1]).read_text(encoding='utf-8').strip(), text, flags=re.M)
+    """`text` with every line `<!-- include PATH -->` replaced by that file, and every `<!-- rows PATH | NAME | NAME -->` by the
+    rows of its first table that begin with these names."""
+    text = re.sub(r'^<!-- include (\S+) -->$', lambda m: (ROOT / m[1]).read_text(encoding='utf-8').strip(), text, flags=re.M)
+    return re.sub(r'^<!-- rows (\S+) \| (.*) -->$', lambda m: rows_of((ROOT / m[1]).read_text(encoding='utf-8'), m[2].split(' | ')), text, flags=re.M)
+
+
+def rows_of(page: str, names: list[str]) -> str:
+    "The head of the first table of `page`, and its rows with these names in the first column; four columns of it."
+    lines = [line for line in page.split('\n\n')[2].splitlines() if line.startswith('|')]
+    table = ['|'.join(line.split('|')[:5]) + '|' for line in lines]
+    rows = {line.split('|')[1].strip(): line for line in table[2:]}
+    missing = [name for name in names if name not in rows]
+    if missing: raise SystemExit(f'no row {missing[0]!r}: there are {", ".join(rows)}')
+    return '\n'.join([*table[:2], *(rows[name] for name in names)])
 
 
 def lines_of_tests(text: str, files: str) -> str:
@@ -95,6 +107,7 @@ def readme() -> str:
         return f'{m[1]}{posixpath.normpath(posixpath.join("nbs", path))}{anchor or ""}'
     cells = json.loads((NBS / 'index.ipynb').read_text(encoding='utf-8'))['cells']
     text = included('\n\n'.join(cell_markdown(c) for c in cells))
+    text = re.sub(r'^<!-- run:.*?-->\n', '', text, flags=re.M | re.S)  # what .ci/pages.py does with a block
     text = re.sub(r'(\]\(|\b(?:src|href|srcset)=")(?!\w+:)([^()"\s]+)', from_the_top, text)
     return f'<!-- written from nbs/index.ipynb by make docs: edit the notebook -->\n\n{text}\n'
 

@@ -2,6 +2,7 @@
 import ast
 import doctest
 import inspect
+import re
 import subprocess
 import sys
 
@@ -46,7 +47,7 @@ def test_shift_tab_is_worth_reading(name):
     parameters = [p for p in inspect.signature(thing).parameters if p != 'self']
     assert not parameters or 'Parameters\n----------' in text
     for p in parameters:
-        assert f'\n{p} : ' in text, f'{name} does not say what {p} is'
+        assert re.search(rf'^(?:\w+, )*{p}(?:, \w+)* : ', text, re.M), f'{name} does not say what {p} is'
     assert inspect.isclass(thing) or 'Returns\n-------' in text
     assert 'Examples\n--------' in text and '>>> import bioai_esol as esol' in text
     assert 'FieldInfo' not in str(inspect.signature(thing)) and 'Validator' not in str(inspect.signature(thing))

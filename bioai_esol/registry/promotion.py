@@ -103,6 +103,7 @@ mlflow.models.set_model(SolubilityModel())
 _OUTPUT = dict(smiles='string', log_solubility='double', low='double', high='double', unit='string',
                solubility_mol_per_l='double', similarity='double', domain='string',
                model_version='string', error='string')
+
 def signature() -> 'ModelSignature':
     "What a registered model reads and answers."
     from mlflow.models import ModelSignature
@@ -110,15 +111,16 @@ def signature() -> 'ModelSignature':
     return ModelSignature(Schema([ColSpec('string', 'smiles')]),
                           Schema([ColSpec(kind, name) for name, kind in _OUTPUT.items()]))
 
+# %% ../../nbs/registry/04_promotion.ipynb #e5535a6d
 def _save_pyfunc(files: Path, tags: dict[str, str], folder: Path) -> Path:
     "Save model files as a pyfunc model in `folder`; where it is."
+    from mlflow.pyfunc import save_model
     loader = folder / 'loader.py'
     loader.write_text(_LOADER)
     artifacts = dict(weights=str(files / 'weights.safetensors'), config=str(files / 'model.json'))
     out = folder / 'model'
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '.*An input example was not provided', UserWarning)  # the signature is given
-        from mlflow.pyfunc import save_model
         save_model(out, python_model=str(loader), signature=signature(), model_config=tags, artifacts=artifacts,
                    pip_requirements=[f'bioai-esol=={bioai_esol.__version__}'])
     return out
