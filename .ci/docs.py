@@ -62,14 +62,18 @@ def rows_of(page: str, names: list[str]) -> str:
     return '\n'.join([*table[:2], *(rows[name] for name in names)])
 
 
-def lines_of_tests(text: str, files: str) -> str:
-    "`text` with links to a test, `../tests/test_x.py#test_y`, leading to its line in the repository at the address `files`."
-    def line(link):
-        lines = (ROOT / link[1]).read_text(encoding='utf-8').splitlines()
-        found = [n for n, code in enumerate(lines, 1) if code.startswith(f'def {link[2]}(')]
-        if not found: raise SystemExit(f'{link[1]} has no {link[2]}, and a page links to it')
-        return f']({files}/{link[1]}#L{found[0]})'
-    return re.sub(r'\]\((?:\.\./)+(tests/[\w/]+\.py)#(\w+)\)', line, text)
+def links_to_files(text: str, notebook: PurePosixPath, files: str) -> str:
+    "`text` of a notebook with links to files beside the notebooks leading into the repository at the address `files`; `x.py#name` to where that begins."
+    def link(m):
+        target = PurePosixPath(posixpath.normpath(PurePosixPath('nbs', notebook).parent / m[1]))
+        if target.parts[0] == 'nbs': return m[0]
+        if not (ROOT / target).exists(): raise SystemExit(f'nbs/{notebook} links to {m[1]}, and there is no {target}')
+        if target.suffix != '.py' or not m[2]: return f']({files}/{target}{m[2] or ""})'
+        lines = (ROOT / target).read_text(encoding='utf-8').splitlines()
+        found = [n for n, code in enumerate(lines, 1) if re.match(rf'(def|class) {m[2][1:]}\b', code)]
+        if not found: raise SystemExit(f'{target} has no {m[2][1:]}, and nbs/{notebook} links to it')
+        return f']({files}/{target}#L{found[0]})'
+    return re.sub(r'\]\(((?:\.\./)+[^()\s#]+)(#[^()\s]+)?\)', link, text)
 
 
 def links_between(text: str, notebook: PurePosixPath) -> str:
@@ -162,6 +166,13 @@ def link_commands(text: str, names: set[str], up: str) -> str:
 
 # ---- the project as it is rendered
 
+def documents(cell) -> bool:
+    "Whether a cell is run for the sake of the documentation. nbdev would also run every other one that imports something, examples included."
+    from nbdev.processors import _show_docs
+    if cell.cell_type != 'code' or not cell.source: return False
+    return bool(cell.directives_.keys() & {'export', 'exports', 'exporti', 'exec_doc'} or _show_docs(cell.parsed_() or []))
+
+
 def stage():
     "Processed notebooks, pages of commands, pictures and configuration under _proc/, with page names and links as the site has them."
     import commands
@@ -172,7 +183,7 @@ def stage():
     names = processors._def_names
     processors._def_names = lambda *args: names(*args)[::-1]  # nbdev puts each right behind its cell, so that the last would stand first
     NbdevLookup._link_sym = link_code
-    processors.warn = lambda *args: None  # of cells with imports and other code, which it runs all the same
+    processors._do_eval = documents
     settings = get_config()
     home, files = re.escape(settings.doc_host + settings.doc_baseurl), f'{settings.git_url}/blob/{settings.branch}'
     shutil.rmtree(PROC, ignore_errors=True)
@@ -185,7 +196,7 @@ def stage():
         for cell in processed['cells']:
             if cell['cell_type'] == 'raw': cell['source'] = front_matter(''.join(cell['source']), f'{files}/nbs/{notebook}')
             if cell['cell_type'] != 'markdown': continue
-            text = lines_of_tests(included(''.join(cell['source'])), files)
+            text = links_to_files(included(''.join(cell['source'])), notebook, files)
             cell['source'] = link_commands(links_between(text, notebook), set(told), up)
         if is_story(notebook): fold(processed)
         name_module(processed, notebook)
@@ -242,21 +253,19 @@ def describe_pictures(notebook: dict):
 def configuration(commands: list[str] = ()) -> dict:
     "What _quarto.yml says, with staged paths, and with every pattern in the sidebar replaced by the pages that it means, in the order of their numbers."
     def path(text): return str(staged(PurePosixPath(text.removeprefix('nbs/'))))
-    def there(text):
-        if '*' in text or not text.endswith('.ipynb') or (ROOT / text).is_file(): return True
-        print(f'_quarto.yml names {text}, which is not there', file=sys.stderr)
+    def exists(text):
+        if text.endswith('.ipynb') and '*' not in text and not (ROOT / text).is_file(): raise SystemExit(f'_quarto.yml names {text}, which is not there')
+        return text
     def entries(contents, home):
         for item in [contents] if isinstance(contents, str) else contents:
             if isinstance(item, dict):
-                item = {k: v for k, v in item.items() if k != 'href' or there(v)}
-                item = {k: path(v) if k == 'href' and v.endswith('.ipynb') else v for k, v in item.items()}
+                item = {k: path(exists(v)) if k == 'href' and v.endswith('.ipynb') else v for k, v in item.items()}
                 if 'contents' in item: item['contents'] = list(entries(item['contents'], item.get('href')))
                 yield item
-            elif not there(item): continue
             elif item == 'commands/*.md':
                 yield from (dict(text=name, href=f'commands/{name}.md') for name in commands if name != 'index')
             else:
-                found = [n for n in notebooks() if PurePosixPath('nbs', n).match(item)] if '*' in item else [PurePosixPath(item.removeprefix('nbs/'))]
+                found = [n for n in notebooks() if PurePosixPath('nbs', n).match(item)] if '*' in item else [PurePosixPath(exists(item).removeprefix('nbs/'))]
                 yield from (str(staged(n)) for n in found if str(staged(n)) != home)
     config = yaml.safe_load((ROOT / '_quarto.yml').read_text(encoding='utf-8'))
     project = config['project']

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pydantic
 import yaml
-from fastcore.docments import MarkdownRenderer, docments
+from fastcore.docments import docments
 from nbdev.doclinks import NbdevLookup
 
 LOOKUP = NbdevLookup()
@@ -238,8 +238,10 @@ def member(cls: type, name: str, kind: str, function, level: int) -> str:
     return '\n\n'.join(filter(None, [f"{'#' * level} {title} {{#{title.lower()} .member}}", told, doc, rows]))
 
 
-class Renderer(MarkdownRenderer):
+class Renderer:
     "nbdev calls it for every exported function and class: the heading, a link to the code, the docstring, the table; then the methods of a class."
+    def __init__(self, sym, name=None, title_level=3): self.sym, self.nm, self.title_level = sym, name or sym.__qualname__, title_level
+
     def _repr_markdown_(self):
         sym = packaged(self.sym)
         made = isinstance(sym, type)
