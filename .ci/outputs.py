@@ -126,6 +126,7 @@ def run_here(path: Path) -> list[list[dict]]:
     from execnb.shell import CaptureShell, format_exc
     os.chdir(path.parent)
     shell, found = CaptureShell(path, mpl_format='png'), []
+    import_module('rdkit.Chem.Draw.IPythonConsole')  # RDKit does so by itself in JupyterLab: molecules are drawn
     for index, cell in enumerate(read_nb(path).cells):
         code = cell.cell_type == 'code' and shapes.evaluated(cell.source)
         found.append([dict(output) for output in shell.run(cell.source)] if code else [])

@@ -1,5 +1,6 @@
 "The wings stand in order, each thing has one writer, and heavy libraries are imported only where they belong."
 import ast
+import json
 import subprocess
 import sys
 
@@ -51,6 +52,14 @@ def ours(path):
 
 def test_every_module_has_a_place():
     assert KNOWN == set(ORDER)
+
+
+def test_the_architecture_page_says_the_same():
+    "The order of the wings as the page shows it, and a paragraph for each."
+    cells = json.loads((ROOT / 'nbs/architecture.ipynb').read_text(encoding='utf-8'))['cells']
+    text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    assert ' → '.join(['errors', *WINGS]) in text
+    assert [wing for wing in ['errors', *WINGS] if f'**{wing}** ' not in text] == []
 
 
 def test_imports_are_seen_in_every_form(tmp_path):

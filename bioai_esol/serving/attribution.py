@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rdkit import Chem, rdBase
-from rdkit.Chem.Draw import rdMolDraw2D
 
 from ..errors import DataError
 from ..chem.dataset import parse_smiles
@@ -120,6 +119,7 @@ def _canvas(
     whole: int,                                      # pixels, with the legend
 ) -> str:
     "The molecule as SVG, with room for a legend below it."
+    from rdkit.Chem.Draw import rdMolDraw2D  # a prediction without a drawing need not wait for it
     canvas = rdMolDraw2D.MolDraw2DSVG(width, whole, width, height)
     options = canvas.drawOptions()
     options.useBWAtomPalette()

@@ -14,8 +14,8 @@ def with_champion(tmp_path_factory):
     "A working directory with one sweep and a champion; tests that change it take a copy: `champion_folder`."
     folder = tmp_path_factory.mktemp('champion')
     fresh(folder)
-    subprocess.run([PROGRAM, 'sweep', '--hidden-dim', '16', '--lr', '1e-2', '--batch-size', '64', '--dropout', '0', '--weight-decay', '0',
-                    '--epochs', '4', '--run-tag', 'tiny'], cwd=folder, check=True, capture_output=True, timeout=200)
+    subprocess.run([PROGRAM, 'sweep', '--hidden-dim', '32', '--lr', '1e-2', '--batch-size', '32', '--dropout', '0', '--weight-decay', '0',
+                    '--epochs', '25', '--run-tag', 'tiny'], cwd=folder, check=True, capture_output=True, timeout=200)
     done = subprocess.run([PROGRAM, 'promote', *EASY_OPTIONS, '--json'], cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
