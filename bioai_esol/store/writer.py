@@ -88,10 +88,9 @@ class Writer(_Drafts):
         return replace(draft, run_id=run_id)
 
     def keep(self,
-             box: Outbox,          # where the run waits for the store
-             run: Record,          # open in the store
-             result: TrainResult,  # what the training gave
-    ) -> Path:                     # folder of the kept run
+             box: Outbox,  # where the run waits for the store
+             run: Record,  # open in the store
+             result: TrainResult) -> Path:  # what the training gave -> folder of the kept run
         "Put a training's result onto the disk, as a run that is FINISHED, or FAILED with the reason."
         tags = run.tags | dict(seconds=f'{result.seconds:.2f}')
         if not result.ok: tags['error'] = result.error
@@ -285,7 +284,7 @@ class Delivery(_Heartbeat):
         super().__init__(store, box, progress)
         self.sleep = sleep
 
-    def open(self, writer: Writer, config: TrainConfig) -> Record:  # writes the run; what is trained next -> the open run
+    def open(self, writer: Writer, config: TrainConfig) -> Record:  # writes the run; what is trained -> the open run
         "Open a run; when the store is away, it will be made later."
         draft = writer.draft(config)
         if self.trouble: return draft
@@ -294,7 +293,7 @@ class Delivery(_Heartbeat):
             self._away(e)
             return draft
 
-    def finish(self, sweep: Record) -> None:  # the sweep's own run -> nothing
+    def finish(self, sweep: Record):  # the sweep's own run
         "Write everything that is left; raises `StoreError` when that does not succeed in time."
         deadline = time.monotonic() + STORE_WAIT_S
         while self.trained or self.kept:
