@@ -2,7 +2,6 @@
 
     python .ci/docs.py                  # both
     python .ci/docs.py --readme-only    # README.md alone, without running anything
-    python .ci/docs.py --words FILE     # and into FILE, tab-separated: the arguments that .ci/words.yml explains, or nothing does
 
 Any Quarto can render the same project from _quarto.yml; this script needs only pip packages.
 """
@@ -296,21 +295,18 @@ def render():
     print(f'site: {ROOT / "_docs" / "index.html"}')
 
 
-def report_words(file: str | None):
-    "How many arguments are still explained from a list, or not at all; and which, where a file is named."
+def report_silence():
+    "The arguments that nothing explains."
     from renderer import UNTOLD
-    listed, silent = ({row for row in UNTOLD if bool(row[3]) == told} for told in (True, False))
-    print(f'arguments: {len(listed)} explained from .ci/words.yml, {len(silent)} not explained')
-    if file: Path(file).write_text(''.join('\t'.join(row) + '\n' for row in sorted({*listed, *silent})), encoding='utf-8')
+    for name in sorted(set(UNTOLD)): print(f'not explained: {name}')
 
 
 if __name__ == '__main__':
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument('--readme-only', action='store_true')
-    options.add_argument('--words', metavar='FILE')
     asked = options.parse_args()
     (ROOT / 'README.md').write_text(readme(), encoding='utf-8')
     if not asked.readme_only:
         stage()
         render()
-        report_words(asked.words)
+        report_silence()

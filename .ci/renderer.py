@@ -9,16 +9,13 @@ import tokenize
 import typing
 import warnings
 from importlib import import_module
-from pathlib import Path
 
 import pydantic
-import yaml
 from fastcore.docments import docments
 from nbdev.doclinks import NbdevLookup
 
 LOOKUP = NbdevLookup()
-UNTOLD = []  # (module, function or class, argument, what words.yml says of it) of each argument that its own code does not explain
-WORDS = yaml.safe_load((Path(__file__).parent / 'words.yml').read_text(encoding='utf-8'))
+UNTOLD = []  # module.function.argument of each argument that nothing explains
 
 
 def plain(text: str) -> str:
@@ -96,32 +93,51 @@ def fields(cls: type) -> list[tuple]:
 
 def arguments(sym) -> list[tuple]:
     "(name, annotation, default, what it is) of each argument of a function, or of what makes an instance of a class."
-    def explained(name, kind, default, text):
-        if text: return name, kind, default, text
-        word = name.strip('*')
-        text = WORDS.get(f'{sym.__qualname__}.{word}') or WORDS.get(word, '')
-        UNTOLD.append((sym.__module__, sym.__qualname__, word, text))
-        return name, kind, default, text
-    return [explained(*row) for row in _arguments(sym)]
+    rows = _arguments(sym)
+    UNTOLD.extend(f'{sym.__module__}.{sym.__qualname__}.{name}' for name, _, _, text in rows if not text)
+    return rows
 
 
 def _arguments(sym) -> list[tuple]:
-    said = {name.strip('*'): text for names, text in described(sym, 'Parameters').items() for name in names.split(', ')}
     if isinstance(sym, type) and (dataclasses.is_dataclass(sym) or issubclass(sym, pydantic.BaseModel)):
+        said = dict(pair for base in reversed(sym.__mro__) for pair in parameters(base).items())
         return [(name, kind, default, text or said.get(name, '')) for name, kind, default, text in fields(sym)]
-    if isinstance(sym, type) and '__init__' not in vars(sym): return []
+    if isinstance(sym, type) and ('__init__' not in vars(sym) or getattr(sym, '_is_protocol', False)): return []
     target = sym.__init__ if isinstance(sym, type) else sym
-    beside = comments(target)
+    said = {}
+    for function in [*reversed(overridden(sym)), target]:
+        said |= {name: text for told in (parameters(function), comments(function)) for name, text in told.items() if text}
+    said = parameters(sym) | said
     stars = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
-    return [(stars.get(p.kind, '') + name, p.annotation, p.default, beside.get(name) or said.get(name, ''))
+    return [(stars.get(p.kind, '') + name, p.annotation, p.default, said.get(name) or '')
             for name, p in inspect.signature(target).parameters.items() if name not in ('self', 'cls')]
 
 
+def parameters(sym) -> dict[str, str]:
+    "What a docstring says of each argument."
+    return {name.strip('*'): text for names, text in described(sym, 'Parameters').items() for name in names.split(', ')}
+
+
+def overridden(sym) -> list:
+    "The methods of ours that a method stands in for: what they say of an argument holds here too."
+    *path, name = sym.__qualname__.split('.')
+    if isinstance(sym, type) or not path: return []
+    cls = getattr(import_module(sym.__module__), path[0])
+    found = (vars(base).get(name) for base in cls.__mro__[1:] if base.__module__.startswith('bioai_esol'))
+    return [getattr(f, '__func__', f) for f in found if f]
+
+
 def comments(function) -> dict:
-    "The comment beside each argument, and under `return` the one beside what comes back."
+    """The comment beside each argument, and under `return` the one beside what comes back. Where all of it is on one line the comment
+    is `first; second -> what comes back`."""
+    function = inspect.unwrap(function)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # fastcore reads docstrings as well, and knows fewer headings
-        return docments(function, args_kwargs=True)
+        found = docments(function, args_kwargs=True)
+    told, arrow, back = (found.get('return') or '').partition(' -> ')
+    silent = [name for name, text in found.items() if not text and name not in ('self', 'cls', 'return')]
+    if arrow and len(told.split('; ')) == len(silent): found |= dict(zip(silent, told.split('; '))) | {'return': back}
+    return found
 
 
 def sections(sym) -> dict[str, str]:

@@ -61,7 +61,8 @@ FAINT = """() => { const rgba = s => { const n = (s.match(/[\\d.]+/g) || []).map
   const contrast = e => { const b = behind(e), a = over(rgba(getComputedStyle(e).color), b);
     const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05) };
   const told = '#quarto-header a, #quarto-sidebar a, #TOC a, main :is(p, li, td, th, a, code, summary, pre span, h1, h2, h3), .footer *';
-  return [...document.querySelectorAll(told)].filter(e => e.innerText && e.innerText.trim() && e.checkVisibility() && contrast(e) < 4)
+  return [...document.querySelectorAll(told)].filter(e => e.innerText && e.innerText.trim() && e.checkVisibility())
+    .filter(e => contrast(e) < (e.innerText.trim().length > 1 ? 4 : 3))  // a mark alone needs less than letters do
     .slice(0, 3).map(e => contrast(e).toFixed(1) + ' ' + e.outerHTML.slice(0, 140)) }"""
 DARK = "() => document.documentElement.classList.contains('quarto-dark') && document.documentElement.dataset.bsTheme == 'dark'"
 

@@ -47,8 +47,8 @@ class BenchResult:
     half_widths: list[float] | None = None  # (n_test,) of the 90 % intervals; None where the model has none
 
 def data_key(
-    dataset: Dataset,
-    split: Split,
+    dataset: Dataset,  # the table
+    split: Split,      # one of `bench_splits`
 ) -> str:
     "Sixteen hexadecimal digits that name the table and its split."
     return hashlib.sha256(f'{dataset.version}|{split.digest}'.encode()).hexdigest()[:16]
@@ -106,7 +106,7 @@ def _made_by(configs: Sequence[TrainConfig], version: str) -> str:
 
 # %% ../../nbs/benchmark/02_boards.ipynb #97ce262d
 def read_molecules(
-    dataset: Dataset,
+    dataset: Dataset,  # the table
 ) -> tuple[MoleculeSet, dict[str, float]]:  # and the CPU seconds of each way of reading them
     "The molecules, read in every way that a model wants."
     molecules = MoleculeSet(tuple(dataset.smiles), dataset.y)  # descriptors are not taken from the cache
@@ -228,7 +228,7 @@ def judge_all(
 
 # %% ../../nbs/benchmark/02_boards.ipynb #87c648be
 def predictions_of(
-    results: Sequence[BenchResult],
+    results: Sequence[BenchResult],  # of `judge_all`
     dataset: Dataset,                # the table that they are about
 ) -> pd.DataFrame:                   # `split`, `model`, `row`, `smiles`, `log_solubility`, `predicted`, `half_width`
     "One row per split, model and test molecule; `row` is that of the table."
@@ -243,7 +243,7 @@ def predictions_of(
 
 # %% ../../nbs/benchmark/02_boards.ipynb #4dc30805
 def figures_of(
-    results: Sequence[BenchResult],
+    results: Sequence[BenchResult],  # of `judge_all`
     predictions: pd.DataFrame,       # of `predictions_of`
 ) -> pd.DataFrame:
     "One row per split and model: errors on the test molecules, intervals, CPU seconds."
@@ -305,7 +305,7 @@ def differences(
 @dataclass(frozen=True)
 class Published:
     "A test error from the literature, on the scaffold split."
-    model: str
+    model: str         # its name in the paper
     test_rmse: float   # mean of three runs
     sd: float          # standard deviation of three runs
     paper: str         # on the model
@@ -392,7 +392,7 @@ def _headings(sizes: Mapping[str, Split], published: bool) -> tuple[str, str, st
 
 # %% ../../nbs/benchmark/02_boards.ipynb #2c2ea97f
 def report_of(
-    results: Sequence[BenchResult],
+    results: Sequence[BenchResult],  # of `judge_all`
     dataset: Dataset,      # the table that they are about
     command: str,          # that made them
 ) -> str:

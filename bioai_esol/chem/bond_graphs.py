@@ -131,11 +131,11 @@ class BondGraphs:
 
     def __len__(self) -> int: return len(self.y)
 
-    def vocabulary(self, mols: Tensor) -> Vocabulary:  # (n,) int64, molecules
+    def vocabulary(self, mols: Tensor) -> Vocabulary:  # (n,) int64, molecules -> their values
         "The values that occur in some molecules."
         return _vocabulary(self, mols)
 
-    def encoded(self, vocabulary: Vocabulary) -> 'BondGraphs':  # which columns the features have
+    def encoded(self, vocabulary: Vocabulary) -> 'BondGraphs':  # which columns the features have -> with these
         "With the one-hot features that `vocabulary` has columns for."
         return _encoded(self, vocabulary)
 

@@ -69,7 +69,11 @@ class GCN(Network):
         return {'conv1.weight': (f, d), 'conv1.bias': (d,), 'conv2.weight': (d, d), 'conv2.bias': (d,),
                 'head.weight': (d,), 'head.bias': (1,)}
 
-    def init(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    def init(self,
+             name: str,                   # of the parameter
+             shape: tuple[int, ...],      # of the parameter, of one configuration
+             generator: torch.Generator,  # where its values come from
+    ) -> Tensor:                          # of `shape`
         "Convolutions as PyG has them, and a head like `torch.nn.Linear`."
         if name.startswith('head'): return init_uniform(shape, self.hidden_dim ** -0.5, generator)
         return init_linear(name, shape, generator)

@@ -95,13 +95,13 @@ class BlockDropout:
         if not any(rate for _, rate in self.groups): return None
         return torch.rand(shape, generator=self.generator, device=self.generator.device)
 
-    def ceilings(self, *shape: int) -> list[tuple[slice, Tensor | None]]:  # shape of one configuration's activations
+    def ceilings(self, *shape: int) -> list[tuple[slice, Tensor | None]]:  # of one configuration's activations -> of K
         "For each run of equal rates its rows and an upper bound of its activations; None where nothing is dropped."
         noise = self._noise(shape)
         if noise is None: return [(slice(None), None)]
         return [(rows, noise.clone().ge_(rate).mul_(_LARGEST) if rate else None) for rows, rate in self.groups]
 
-    def mask(self, *shape: int) -> Tensor | None:  # shape of one configuration's activations -> (K, *shape)
+    def mask(self, *shape: int) -> Tensor | None:  # of one configuration's activations -> (K, *shape)
         "What activations are multiplied by: 0 or 1 / (1 − rate); None where no configuration drops any."
         noise = self._noise(shape)
         if noise is None: return None
@@ -181,12 +181,16 @@ class Network(_Layers):
         "How many numbers of a row the optimiser moves: the first ones."
         return self.n_params - sum(math.prod(self.shapes[name]) for name in self.buffers)
 
-    def split(self, theta: Tensor) -> dict[str, Tensor]:  # (K, n_params) -> name: (K, *shape)
+    def split(self,
+              theta: Tensor,      # (K, n_params) weights, one row per configuration
+    ) -> dict[str, Tensor]:       # name: (K, *shape)
         "The rows of `theta` as named tensors that share its memory."
         parts = theta.split([math.prod(s) for s in self.shapes.values()], dim=1)
         return {name: part.unflatten(1, shape) for (name, shape), part in zip(self.shapes.items(), parts)}
 
-    def join(self, params: dict[str, Tensor]) -> Tensor:  # name: (*shape) -> (n_params,)
+    def join(self,
+             params: dict[str, Tensor],  # name: (*shape), weights of one configuration
+    ) -> Tensor:                         # (n_params,)
         "The row of `theta` of one configuration; raises `ValueError` when a tensor is missing or misshapen."
         shapes = {name: tuple(p.shape) for name, p in params.items()}
         if shapes != self.shapes: raise ValueError(f"weights {shapes} do not fit {self}: expected {self.shapes}")

@@ -142,11 +142,15 @@ class Snapshot(_Versions):
         "The entries that their process did not close."
         return [e for e in self.entries if e.outcome == 'begun']
 
-    def holder(self, alias: str) -> 'ModelVersion | None':
+    def holder(self,
+               alias: str,  # its name
+    ) -> 'ModelVersion | None':
         "The version that an alias points to; None when there is none."
         return self.versions.get(self.aliases.get(alias))
 
-    def of_run(self, run_id: str) -> 'ModelVersion | None':
+    def of_run(self,
+               run_id: str,  # MLflow's id of the run
+    ) -> 'ModelVersion | None':
         "The version that was made of a run; None when there is none."
         return next((v for v in self.versions.values() if v.run_id == run_id), None)
 

@@ -100,7 +100,7 @@ class Predictor:
 
 # %% ../../nbs/serving/02_predictor.ipynb #8d8c7e5d
 def describe_model(
-    model: FittedModel,
+    model: FittedModel,   # with its weights
     version: str,         # number of the registered version
 ) -> str:
     "One line for a person: version, kind, error on the test molecules, size of the training set."
@@ -121,7 +121,7 @@ def load_predictor(
 
 # %% ../../nbs/serving/02_predictor.ipynb #4a921c2c
 def load_registered(
-    store: Store,
+    store: Store,     # that holds the registry
     seen: Snapshot,   # the registry as it was read
     number: str,      # of a version in it
 ) -> Predictor:

@@ -38,12 +38,16 @@ class Record:
     metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # (step, value) by name
     dataset: dict[str, str] | None = None                        # as MLflow describes a data set
 
-    def find(self, store: Store) -> str | None:
+    def find(self,
+             store: Store,  # where an earlier try may have made it
+    ) -> str | None:
         "The id of the run that an earlier try made, perhaps without hearing of it."
         runs = store.client.search_runs([store.experiment_id], f"tags.attempt = '{self.key}'", max_results=1)
         return runs[0].info.run_id if runs else None
 
-    def create(self, store: Store) -> str:
+    def create(self,
+               store: Store,  # where the run is made
+    ) -> str:
         "Make the run; its id."
         tags = self.tags | dict(attempt=self.key)
         return store.client.create_run(store.experiment_id, self.started, tags, self.name).info.run_id
@@ -141,7 +145,10 @@ class Outbox:
         self.store = store
         self._folders: dict[Path, _ProcessFolder] = {}
 
-    def keep(self, record: Record, write_files: Callable[[Path], None] | None = None) -> Path:
+    def keep(self,
+             record: Record,  # the run as it is to be written
+             write_files: Callable[[Path], None] | None = None,  # writes the run's artifacts into a folder
+    ) -> Path:  # folder of the kept run
         "Put a run, and the files that `write_files` writes, onto the disk; raises `StoreError` when no disk takes it."
         refusals = []
         for place in outbox_folders(self.store):
@@ -151,7 +158,7 @@ class Outbox:
             except OSError as e: refusals.append(f"{place}: {e.strerror or e}")
         raise StoreError(f"a trained run cannot be kept on disk ({'; '.join(refusals)})")
 
-    def deliver(self, entry: Path) -> str:
+    def deliver(self, entry: Path) -> str:  # folder of a kept run -> run id
         "Write a kept run into the store and forget it; its run id. Raises `StoreError` when the store refuses it."
         return _deliver(self.store, entry)
 

@@ -81,13 +81,16 @@ class _Drafts:
 # %% ../../nbs/store/04_writer.ipynb #7341ed7e
 class Writer(_Drafts):
     "Writes the runs of one sweep, or of one retraining."
-    def open(self, draft: Record) -> Record:
+    def open(self, draft: Record) -> Record:  # the run as it is to be written -> with its id
         "Make the run; it stays RUNNING until it is kept and delivered. Raises `StoreError`."
         run_id = draft.create(self.store)
         write_record(self.store, draft, run_id)
         return replace(draft, run_id=run_id)
 
-    def keep(self, box: Outbox, run: Record, result: TrainResult) -> Path:
+    def keep(self,
+             box: Outbox,  # where the run waits for the store
+             run: Record,  # open in the store
+             result: TrainResult) -> Path:  # what the training gave -> folder of the kept run
         "Put a training's result onto the disk, as a run that is FINISHED, or FAILED with the reason."
         tags = run.tags | dict(seconds=f'{result.seconds:.2f}')
         if not result.ok: tags['error'] = result.error
@@ -95,7 +98,7 @@ class Writer(_Drafts):
         record = replace(run, tags=tags, metrics=_metrics(result), dataset=self.dataset, status=status, ended=now_ms())
         return box.keep(record, partial(_write_files, result=result, task=self.task) if result.ok else None)
 
-    def close(self, run: Record, result: TrainResult) -> str:
+    def close(self, run: Record, result: TrainResult) -> str:  # open in the store; what the training gave -> run id
         "Write a training's result; its run id. Raises `StoreError` when the store is away; the next command writes it."
         with Outbox(self.store) as box:
             entry = self.keep(box, run, result)
@@ -128,7 +131,9 @@ class Outage:
         self.retry_at = 0.     # on the clock of `time.monotonic`
         self.delay_s = 1.      # from the next failure to the next try
 
-    def begin(self, e: StoreError):
+    def begin(self,
+              e: StoreError,  # what was not taken, and why
+    ):
         "Disk or store did not take something; logged once per outage."
         if not self.trouble: logger.warning(f"{e}; the training goes on, results are kept")
         self.trouble = str(e)
@@ -197,9 +202,13 @@ class _Endings(_Queue):
 # %% ../../nbs/store/04_writer.ipynb #9a496704
 class Progress(Protocol):
     "What is shown of the work, e.g. a progress bar."
-    def show(self, remark: str):
+    def show(self,
+             remark: str,  # one line, e.g. that the store is away
+    ):
         "Show a remark."
-    def wrote(self, ok: bool | None):
+    def wrote(self,
+              ok: bool | None,  # trained, or failed; None for what is not a training
+    ):
         "Count a run that is in the store now: trained, failed, or (None) not a training."
 
 class _Steps(_Endings):
@@ -275,7 +284,7 @@ class Delivery(_Heartbeat):
         super().__init__(store, box, progress)
         self.sleep = sleep
 
-    def open(self, writer: Writer, config: TrainConfig) -> Record:
+    def open(self, writer: Writer, config: TrainConfig) -> Record:  # writes the run; what is trained -> the open run
         "Open a run; when the store is away, it will be made later."
         draft = writer.draft(config)
         if self.trouble: return draft
@@ -284,7 +293,7 @@ class Delivery(_Heartbeat):
             self._away(e)
             return draft
 
-    def finish(self, sweep: Record):
+    def finish(self, sweep: Record):  # the sweep's own run
         "Write everything that is left; raises `StoreError` when that does not succeed in time."
         deadline = time.monotonic() + STORE_WAIT_S
         while self.trained or self.kept:

@@ -99,12 +99,11 @@ class EnsembleConfig(SharedByMembers):
     def title(self) -> str:
         "A name that a person recognises in a list of runs."
         return _ensemble_title([m.architecture for m in self.members], self.seed)
-    def digest(self,
-               dataset_version: str) -> str:  # SHA-256 of the data set
+    def digest(self, dataset_version: str) -> str:  # SHA-256 of the data set -> 16 digits
         "Sixteen hexadecimal digits that name these members on this data set, in any order."
         digests = sorted(m.digest(dataset_version) for m in self.members)
         return hashlib.sha256('|'.join(digests).encode()).hexdigest()[:16]
-    def stopped_at(self, epoch: int) -> 'EnsembleConfig':  # `epoch` is not used
+    def stopped_at(self, epoch: int) -> 'EnsembleConfig':  # not used -> itself
         "Itself: every member ends at its own best epoch already."
         return self
     def to_params(self) -> dict[str, str]:

@@ -138,15 +138,13 @@ class TrainConfig(TrainSettings):
         "Configurations with equal keys can be trained in one block."
         return (*(getattr(self, k) for k in _BLOCK_FIELDS), self.schedule_epochs or self.epochs)
 
-    def digest(self,
-               dataset_version: str) -> str:  # SHA-256 of the data set
+    def digest(self, dataset_version: str) -> str:  # SHA-256 of the data set -> 16 digits
         "Sixteen hexadecimal digits that name this configuration on this data set."
         return _digest(self, dataset_version)
     def to_params(self) -> dict[str, str]:
         "What MLflow gets as parameters: the settings that its architecture has, seed and split."
         return _params(self, self.hyperparameters)
-    def stopped_at(self,
-                   epoch: int) -> 'TrainConfig':  # the last one
+    def stopped_at(self, epoch: int) -> 'TrainConfig':  # the last one -> the same, shorter
         "The same training, ended after `epoch`; a model that is not a network is itself."
         return _stopped(self, epoch)
 

@@ -47,7 +47,8 @@ class BlockAdam:
 
     def step(self,
              grad: Tensor,         # (K, n_params)
-             factor: float = 1.) -> None:  # what every learning rate is multiplied by
+             factor: float = 1.,   # what every learning rate is multiplied by
+    ) -> None:
         "Move every row."
         self.steps += 1
         grad = grad.unbind(0)
