@@ -140,7 +140,9 @@ def _tell_promotion(outcome, args):
 
 def _tell_choice(choice):
     print(f"{'chosen' if choice.approved else 'no candidate'}: {choice.reason}")
-    if not choice.approved: print(choice.runs[['run_name', 'best_val_rmse', 'reason']].head(10).to_string(index=False))
+    if choice.approved: return
+    table = choice.runs.reindex(columns=['run_name', 'best_val_rmse', 'reason'])  # no run has an error when all of them failed
+    print(table.head(10).to_string(index=False))
 
 def _champion_line(outcome) -> str:
     if not outcome.champion: return 'there is no champion yet' if outcome.dry_run else 'there is no champion'
