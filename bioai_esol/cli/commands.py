@@ -141,7 +141,7 @@ def _tell_promotion(outcome, args):
 def _tell_choice(choice):
     print(f"{'chosen' if choice.approved else 'no candidate'}: {choice.reason}")
     if choice.approved: return
-    table = choice.runs.reindex(columns=['run_name', 'best_val_rmse', 'reason'])  # no run has an error when all of them failed
+    table = choice.runs.reindex(columns=['run_name', 'best_val_rmse', 'reason'])  # without an error when all failed
     print(table.head(10).to_string(index=False))
 
 def _champion_line(outcome) -> str:
