@@ -234,12 +234,12 @@ def name_module(processed: dict, notebook: PurePosixPath):
 
 
 def is_story(notebook: PurePosixPath) -> bool:
-    "Is it an analysis, which is read for what it finds?"
-    return notebook.parts[0] == 'lab'
+    "Is it read for its sentences and pictures, and not for its code: an analysis, the opening page of a wing?"
+    return notebook.parts[0] == 'lab' or notebook.stem in ('index', 'architecture')
 
 
 def fold(notebook: dict, most: int = 3):
-    "Close the code of more than a few lines: whoever reads an analysis on the site came for its figures and sentences."
+    "Close the code of more than a few lines: whoever reads such a page on the site came for its figures and sentences."
     for cell in notebook['cells']:
         if cell['cell_type'] == 'code' and len(''.join(cell['source']).strip().splitlines()) > most:
             cell['source'] = '#| code-fold: true\n#| code-summary: "Code"\n' + ''.join(cell['source'])
