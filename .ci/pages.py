@@ -31,7 +31,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import import_module
@@ -338,12 +337,10 @@ def form(text: str) -> str:
 
 def probe() -> str:
     "What the commands of PROBE print today, in their form."
-    script = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']['scripts']['bioai-esol']
-    module, name = script.split(':')
     sys.path.insert(0, str(ROOT))
     os.environ |= dict(COLUMNS='100', PYTHONPATH=str(ROOT))
     os.environ.pop('MLFLOW_TRACKING_URI', None)
-    main, texts, back = getattr(import_module(module), name), [], Path.cwd()
+    main, texts, back = import_module('bioai_esol.cli.commands').main, [], Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.environ['XDG_STATE_HOME'] = folder
         os.chdir(folder)
