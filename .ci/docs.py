@@ -147,9 +147,15 @@ def addresses() -> dict[str, list[str]]:
     return found
 
 
+def in_link(m: re.Match) -> bool:
+    "Whether what was found stands in the text of a link already."
+    return bool(re.match(r'[^][]*\]\(', m.string[m.end():]))
+
+
 def link_code(self, m: re.Match) -> str:
     """What nbdev is to make of something in backticks: a link when it is written as a call or with a dot, when it is a class, or when
     it is nothing but a function; not when it is a word that means something else too, and not when two modules have such a name."""
+    if in_link(m): return m[0]
     name, call = m[1], '()' if m[0].endswith('()`') else ''
     found = set(addresses().get(name, []))
     if len(found) != 1: return m[0]
@@ -159,8 +165,8 @@ def link_code(self, m: re.Match) -> str:
 
 def link_commands(text: str, names: set[str], up: str) -> str:
     "`text` with `bioai-esol NAME …` in backticks linked to the command's page."
-    def link(m): return f'[{m[0]}]({up}commands/{m[1]}.md)' if m[1] in names else m[0]
-    return outside_code(lambda line: re.sub(r'(?<![\[`])`bioai-esol ([\w-]+)[^`]*`(?![\]`])', link, line), text)
+    def link(m): return f'[{m[0]}]({up}commands/{m[1]}.md)' if m[1] in names and not in_link(m) else m[0]
+    return outside_code(lambda line: re.sub(r'(?<!`)`bioai-esol ([\w-]+)[^`]*`(?!`)', link, line), text)
 
 
 # ---- the project as it is rendered
@@ -228,12 +234,12 @@ def name_module(processed: dict, notebook: PurePosixPath):
 
 
 def is_story(notebook: PurePosixPath) -> bool:
-    "Is it an analysis, which is read for what it finds?"
-    return notebook.parts[0] == 'lab'
+    "Is it read for its sentences and pictures, and not for its code: an analysis, the opening page of a wing?"
+    return notebook.parts[0] == 'lab' or notebook.stem in ('index', 'architecture')
 
 
 def fold(notebook: dict, most: int = 3):
-    "Close the code of more than a few lines: whoever reads an analysis on the site came for its figures and sentences."
+    "Close the code of more than a few lines: whoever reads such a page on the site came for its figures and sentences."
     for cell in notebook['cells']:
         if cell['cell_type'] == 'code' and len(''.join(cell['source']).strip().splitlines()) > most:
             cell['source'] = '#| code-fold: true\n#| code-summary: "Code"\n' + ''.join(cell['source'])
