@@ -48,7 +48,7 @@ def test_shift_tab_is_worth_reading(name):
     described = '\n'.join(inspect.getdoc(c) or '' for c in (inspect.getmro(thing) if inspect.isclass(thing) else [thing]))  # fields are inherited
     assert not parameters or 'Parameters\n----------' in text
     for p in parameters:
-        assert re.search(rf'^(?:\w+, )*(?:\*\*)?{p}(?:, \w+)* : ', described, re.M), f'{name} does not say what {p} is'
+        assert re.search(rf'^(?:\w+, )*(?:\*\*)?{p}(?:, \w+)*(?: : |$)', described, re.M), f'{name} does not say what {p} is'
     assert inspect.isclass(thing) or 'Returns\n-------' in text
     assert 'Examples\n--------' in text and '>>> import bioai_esol as esol' in text
     assert 'FieldInfo' not in str(inspect.signature(thing)) and 'Validator' not in str(inspect.signature(thing))
