@@ -45,13 +45,16 @@ def evaluated(source: str) -> bool:
 
 def ends_in_value(source: str) -> bool:
     "Is the last statement an expression that is made to be looked at?"
-    if source.rstrip().endswith(';') or not evaluated(source):
+    if not evaluated(source):
         return False
     code = ''.join('\n' if line.lstrip().startswith(('%', '!')) else line for line in source.splitlines(keepends=True))
     body = ast.parse(code).body
     if not body or not isinstance(body[-1], ast.Expr):
         return False
     value = body[-1].value
+    rest = '\n'.join(code.splitlines()[value.end_lineno - 1:]).encode()[value.end_col_offset:]
+    if rest.lstrip().startswith(b';'):
+        return False
     if isinstance(value, ast.Constant) and isinstance(value.value, str) and len(body) == 1:
         return False  # a comment in the form of a text
     name = ast.unparse(value.func) if isinstance(value, ast.Call) else ''

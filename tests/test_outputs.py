@@ -124,7 +124,7 @@ print("a warning", file=sys.stderr)''', 'object()'])
 def test_which_cells_must_have_an_output():
     table = dict(output_type='stream', name='stdout', text='1')
     empty = ['1 + 1', 'a', 'f(x)', 'a.b[0]\n']
-    right = ['f(x);', 'a = 1', 'test_eq(a, b)', 'print(a)', 'np.testing.assert_equal(a, b)', '#| eval: false\nf(x)',
+    right = ['f(x);', 'f(\n  x)  ;  # nothing', 'a = 1', 'test_eq(a, b)', 'print(a)', 'np.testing.assert_equal(a, b)', '#| eval: false\nf(x)',
              'for a in b: a', '%time f(x)', '"a comment"', 'PolicyExplorer(runs)', '']
     cells = stored([(source, []) for source in empty + right] + [('f(x)', [table])])
     assert shapes.missing(dict(cells=cells)) == [0, 1, 2, 3]
