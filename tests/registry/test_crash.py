@@ -13,7 +13,7 @@ from helpers import ROOT, copied, fresh, sweep_here
 
 import mlflow
 from bioai_esol.registry import journal
-from bioai_esol.store import writer as tracking
+from bioai_esol.store.runs import run_row, runs_table, search
 from bioai_esol.registry.journal import history, snapshot, turn
 from bioai_esol.registry.promotion import promote
 from bioai_esol.registry.versions import check, rollback, set_alias, status
@@ -158,7 +158,7 @@ def test_a_promotion_killed_at_any_of_ten_moments(one_champion, tmp_path, faulty
             champions.append(rollback('drift', tracking_uri=uri).champion)
         else:
             assert promote('b', EASY, tracking_uri=uri).champion == '2'
-            assert not [r for r in tracking.search(connect(uri), kind='retraining') if r.info.status == 'RUNNING']
+            assert not [r for r in search(connect(uri), kind='retraining') if r.info.status == 'RUNNING']
         sound(uri)
     assert set(champions) == {'1'}  # there was nobody to go back to, or the promotion was finished first and then rolled back
 
@@ -196,7 +196,7 @@ def test_two_promotions_at_once(uri, tags):
     "One champion, at most one candidate, and a history of both; the second is judged against the first."
     run_two(uri, tags)
     seen = sound(uri)
-    champion = tracking.run_row(connect(uri), seen.holder('champion').run_id)
+    champion = run_row(connect(uri), seen.holder('champion').run_id)
     assert champion['run_tag'] == 'c'
     told = history(tracking_uri=uri)
     promotions = told[(told.action == 'promote') & (told.version != '1')]
@@ -219,7 +219,7 @@ def test_two_machines_at_once_on_a_server(one_champion, tmp_path):
         uri = server.url
         run_two(uri, ('b', 'c'), host=['one', 'two'], tmp=[str(tmp_path / 'one'), str(tmp_path / 'two')])
         seen = sound(uri)
-        assert tracking.run_row(connect(uri), seen.holder('champion').run_id)['run_tag'] == 'c'
+        assert run_row(connect(uri), seen.holder('champion').run_id)['run_tag'] == 'c'
         promotions = history(tracking_uri=uri).query("action == 'promote' and version != '1'")
         assert len(promotions) == 2 and promotions.who.str.split('@').str[1].nunique() == 2
         store = connect(uri)
@@ -272,7 +272,7 @@ def test_quick_is_what_it_says(quick):
     "The shortcut of these tests gives the numbers of the real thing."
     folder = Path(tempfile.mkdtemp())
     store = sweep_here(fresh(folder), 'x', 2)
-    [row] = tracking.runs_table(store, 'x').to_dict('records')
+    [row] = runs_table(store, 'x').to_dict('records')
     from bioai_esol.chem.dataset import load_esol
     from bioai_esol.training.config import config_from
     from bioai_esol.training.engine import train
