@@ -263,9 +263,9 @@ def test_a_hand_that_takes_no_turn_wins(uri, monkeypatch):
     done = promote('c', EASY, tracking_uri=uri)
     assert not done.approved and done.champion == '1' and 'champion is version 1 now, not 2' in done.reason
     last = history(tracking_uri=uri).iloc[-1]
-    assert (last.action, last.outcome) == ('promote', 'refused') and 'decided for another world' in last.reason
+    assert (last.action, last.outcome) == ('promote', 'refused') and 'somebody moved it meanwhile' in last.reason
     found = check(tracking_uri=uri).set_index('invariant')
-    assert 'another hand moved it' in found.findings['every move of champion is on record']
+    assert 'it was moved without bioai-esol' in found.findings['every move of champion is on record']
 
 
 def test_quick_is_what_it_says(quick):
