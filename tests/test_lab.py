@@ -11,7 +11,7 @@ from lab import figure, jupyterlab, slider, until, wrong
 SWEEP = ['--hidden-dim', '32,64', '--lr', '1e-2,3e-3', '--batch-size', '32', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '100']  # the gaps differ
 LONG = ['--hidden-dim', '8,10,12,14,16,18', '--lr', '1e-2,3e-3', '--batch-size', '16,24,32', '--dropout', '0', '--weight-decay', '0', '--epochs', '100',
         '--workers', '1']  # two runs at a time, and longer than anybody looks
-IMPORTS = 'from bioai_esol.explorer import *\nfrom bioai_esol.frames import *\n'
+IMPORTS = 'from bioai_esol.analysis.explorer import *\nfrom bioai_esol.store.runs import *\n'
 
 
 @pytest.fixture(scope='module')
