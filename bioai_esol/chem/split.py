@@ -131,8 +131,9 @@ def balanced_folds(
     groups = _scaffold_groups(smiles).values()
     small = [rows for rows in groups if len(rows) <= len(smiles) * MAX_FOLD_SCAFFOLD]
     if not 3 <= n <= len(small):
-        raise DataError(f"{n} folds cannot be made from {len(small)} small scaffolds: "
-                        f"give 3 to {len(small)}, or a larger table")
+        fewer = f"3 to {len(small)} folds, or " if len(small) > 2 else ''
+        raise DataError(f"{n} folds cannot be made from the {len(small)} small scaffolds of {len(smiles)} molecules: "
+                        f"give {fewer}a larger table")
     order = np.random.default_rng(seed).permutation(len(small))
     folds = [np.array(sorted(rows), dtype=np.int64) for rows in _deal([small[i] for i in order], n)]
     rows = np.arange(len(smiles))

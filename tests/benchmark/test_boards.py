@@ -47,4 +47,4 @@ def test_benchmark_from_the_command_line(here, table, monkeypatch):
 def test_a_table_that_is_too_small_is_refused(here):
     (here.folder / 'tiny.csv').write_text('smiles,log_solubility\n' + 'CCO,1\nc1ccccc1,-1\nCC,0\nCCC,0\n' * 3)
     done = here('benchmark', '--data', 'tiny.csv')
-    assert done.returncode == 2 and '12 molecules cannot be split' in done.stderr
+    assert done.returncode == 2 and 'from the 0 small scaffolds of 12 molecules: give a larger table' in done.stderr

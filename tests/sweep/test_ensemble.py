@@ -51,7 +51,7 @@ def test_the_mean_becomes_champion_over_a_plain_network(kinds, quick):
     assert done.approved and done.champion == '2', done.reason
     assert done.decisions[0].note == 'bit for bit'  # every member trained again
     rules = {r.name: r.reason for r in done.decisions[-1].rules}
-    assert rules['hyperparameters'] == 'architecture, members logged' and rules['same_test_set'] == 'tested on the same molecules'
+    assert rules['hyperparameters'] == 'architecture, members are on record' and rules['same_test_set'] == 'tested on the same molecules'
     assert check(tracking_uri=kinds).holds.all()
     answer = load_champion(tracking_uri=kinds).predict(found.smiles.tolist())
     np.testing.assert_allclose(answer.log_solubility, found.predicted, rtol=1e-5, atol=1e-5)

@@ -15,7 +15,7 @@ from bioai_esol.chem.dataset import load_esol
 from bioai_esol.sweep.grid import Grid
 from bioai_esol.sweep.runner import run_sweep
 from bioai_esol.store.client import connect
-from bioai_esol.store.runs import runs_table
+from bioai_esol.store.runs import runs_table, typed_runs
 from bioai_esol.training.config import split_key, TrainConfig
 from bioai_esol.training.engine import make_task
 from bioai_esol.training.worker import train_from_pipe
@@ -94,7 +94,7 @@ def test_killed_three_times(tmp_path, undisturbed):
     assert trained <= 8 - finished_then and f'{trained} trained, {8 - trained} finished before' in out  # what was on the disk alone counts too
     assert statuses(tmp_path)['FINISHED'] == 8 and 'RUNNING' not in statuses(tmp_path)
     store = connect(f'sqlite:///{tmp_path}/mlflow.db')
-    runs = runs_table(store, 'small')
+    runs = typed_runs(runs_table(store, 'small'))
     done = runs[runs.status == 'FINISHED']
     assert done.config_digest.is_unique
     assert done.set_index('config_digest')[FIGURES[1:]].sort_index().equals(undisturbed)  # bit for bit, with other blocks and workers
