@@ -1,7 +1,7 @@
 """The grain of the code: python .ci/grain.py [FOLDER] [MODULE …] fails on what is too long or too dense
 
 An exported cell is one idea, and one thing stands on a line; CONTRIBUTING.md says why. FOLDER is a checkout, this one
-when not given. MODULE is a wing (chem), a module (chem.split) or the name of a notebook (02_split); without any the
+when not given. MODULE is a wing (chem), a module (chem.split) or the name of a notebook (05_split); without any the
 whole package is measured, and only then the density counts."""
 import argparse
 import ast

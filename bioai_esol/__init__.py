@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {  # public name: the module that defines it
-    'Dataset': 'chem.dataset', 'load_esol': 'chem.dataset', 'load_csv': 'chem.dataset',
+    'Dataset': 'chem.dataset', 'load_esol': 'chem.dataset', 'load_table': 'chem.dataset',
+    'load_csv': 'chem.dataset',
     'Grid': 'sweep.grid', 'Repeats': 'sweep.grid',
     'run_sweep': 'sweep.runner', 'run_preset': 'sweep.ensemble', 'best_ensemble': 'sweep.ensemble',
     'sweeps': 'store.runs', 'load_runs': 'store.runs', 'load_histories': 'store.runs', 'load_predictions': 'store.runs',
@@ -46,7 +47,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:  # what editors and type checkers read
     from .analysis.effects import effects as effects, leaderboard as leaderboard, stability as stability
     from .analysis.report import write_report as write_report
-    from .chem.dataset import Dataset as Dataset, load_csv as load_csv, load_esol as load_esol
+    from .chem.dataset import Dataset as Dataset, load_csv as load_csv, load_esol as load_esol, load_table as load_table
     from .registry.journal import history as history
     from .registry.policy import choose_candidate as choose_candidate, Policy as Policy
     from .registry.promotion import promote as promote

@@ -15,7 +15,7 @@ def measured(tmp_path, capsys):
         code = ['#| default_exp chem.split', *(export + source for source in sources)]
         cells = [dict(cell_type='code', source=text) for text in code]
         (tmp_path / 'nbs/chem').mkdir(parents=True, exist_ok=True)
-        (tmp_path / 'nbs/chem/02_split.ipynb').write_text(json.dumps(dict(cells=cells)))
+        (tmp_path / 'nbs/chem/05_split.ipynb').write_text(json.dumps(dict(cells=cells)))
         return grain.main([str(tmp_path), *args]), capsys.readouterr().out
     return run
 
@@ -36,7 +36,7 @@ def measured(tmp_path, capsys):
 ])
 def test_each_rule_says_no(measured, source, said):
     code, out = measured(source)
-    assert code == 1 and f'chem/02_split.ipynb[1] {said}' in out, out
+    assert code == 1 and f'chem/05_split.ipynb[1] {said}' in out, out
 
 
 @pytest.mark.parametrize('source', [
@@ -51,7 +51,7 @@ def test_what_is_allowed(measured, source):
 
 def test_directives_and_other_cells_do_not_count(measured):
     assert measured('a = 1\n' * 25, export='#| export\n#| eval: false\n')[0] == 0
-    code, out = measured('b = 1', args=['02_split'])
+    code, out = measured('b = 1', args=['05_split'])
     assert code == 0 and 'grain: 1 exported cells' in out, 'the cell above names the module, and exports nothing'
 
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DEFAULT_GCN', 'REFERENCE', 'PUBLISHED', 'BenchResult', 'data_key', 'keep_result', 'kept_results', 'bench_models',
            'command_of', 'read_molecules', 'judge_split', 'judge_all', 'predictions_of', 'figures_of', 'summary',
-           'differences', 'Published', 'report_of', 'run_benchmark']
+           'differences', 'Published', 'report_of', 'options_of', 'run_benchmark']
 
 # %% ../../nbs/benchmark/02_boards.ipynb #b5af5297
-import hashlib, json, multiprocessing as mp, signal, threading, time
+import hashlib, json, multiprocessing as mp, os, shlex, signal, threading, time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..models.architectures import ARCHITECTURES
 from ..models.fitted import MoleculeSet
 from ..training.config import TrainConfig
 from ..errors import BioaiError, DataError
-from ..chem.dataset import Dataset, load_esol, load_dataset
+from ..chem.dataset import Dataset, load_esol
 from ..sweep.ensemble import best_mean
 from ..sweep.grid import cores, Grid, PRESETS
 from ..stats.conformal import coverage
@@ -417,25 +417,32 @@ def report_of(
         _CPU_NOTE]) + '\n'
 
 # %% ../../nbs/benchmark/02_boards.ipynb #b34284ad
+def options_of(
+    dataset: Dataset,  # that a command worked on
+) -> str:              # with a blank in front; empty for ESOL
+    "The options of the command line that read the same table."
+    if not dataset.how: return ''
+    said = {k: v for k, v in dataset.reading.model_dump(exclude_defaults=True).items() if v is not None}
+    options = dict(data=os.path.relpath(dataset.source)) | said
+    text = ''.join(f" --{k.replace('_', '-')} {shlex.quote(v)}" for k, v in options.items())
+    return text + ' --skip-bad-rows' * bool(dataset.skipped)
+
 def run_benchmark(
     folder: str | Path = 'benchmark',  # where everything is written
-    data: str | Path | None = None,    # a CSV file; ESOL when not given
-    skip_bad_rows: bool = False,       # see `load_csv`
+    dataset: Dataset | None = None,    # of `load_table`; ESOL when not given
     workers: int | None = None,        # processes; one per core when not given
     models: Mapping[str, Sequence[TrainConfig]] | None = None,  # of `bench_models` when not given
 ) -> str:                              # the report
     """Judge every model, and write `accuracy.md`, `predictions.csv` and `figures.csv`.
 
     Raises `DataError` when the folder cannot be written."""
-    dataset, folder = load_dataset(data, skip_bad_rows), Path(folder)
+    dataset, folder = dataset or load_esol(), Path(folder)
     try: results = judge_all(folder, dataset, models, workers)
     except OSError as e: raise DataError(f"cannot write {e.filename or folder}: {e.strerror or e}") from None
     predictions = predictions_of(results, dataset)
     predictions.to_csv(folder / 'predictions.csv', index=False)
     figures_of(results, predictions).to_csv(folder / 'figures.csv', index=False)
     command = f"bioai-esol benchmark --output {folder}"
-    if data: command += f' --data {data}'
-    if skip_bad_rows: command += ' --skip-bad-rows'
-    text = report_of(results, dataset, command)
+    text = report_of(results, dataset, command + options_of(dataset))
     (folder / 'accuracy.md').write_text(text, encoding='utf-8')
     return text

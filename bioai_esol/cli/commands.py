@@ -6,7 +6,7 @@
 __all__ = ['GC_THRESHOLD', 'as_options', 'main', 'program']
 
 # %% ../../nbs/cli/02_commands.ipynb #4bd63e07
-import gc, json, math, os, re, shutil, signal, sys, textwrap
+import gc, json, math, os, re, shlex, shutil, signal, sys, textwrap
 
 from .parser import AXIS_OPTIONS, make_parser
 
@@ -41,9 +41,12 @@ def as_options(
     text: str,   # a message or a reason
     args,        # the parsed command line, whose names are those of the options
 ) -> str:
-    "`text` with `name=True` and `name=…` written as options of the command line."
-    def option(m: re.Match) -> str: return f"--{m[1].replace('_', '-')}" if hasattr(args, m[1]) else m[0]
-    return re.sub(r'\b([a-z][a-z0-9_]*)=(?:True\b|…)', option, text)
+    "`text` with `name=True`, `name=…` and `name='value'` written as options of the command line."
+    def option(m: re.Match) -> str:
+        if not hasattr(args, m[1]): return m[0]
+        value = '' if m[2] is None else f' {shlex.quote(m[2])}'
+        return f"--{m[1].replace('_', '-')}{value}"
+    return re.sub(r"\b([a-z][a-z0-9_]*)=(?:True\b|…|'([^']*)')", option, text)
 
 # %% ../../nbs/cli/02_commands.ipynb #a8d693c5
 def _settings(args) -> dict:
@@ -64,14 +67,30 @@ def _grid(args) -> 'Grid':  # noqa: F821
     return load_grid(args.grid, **_settings(args)) if args.grid else Grid(**_settings(args))
 
 # %% ../../nbs/cli/02_commands.ipynb #3dbe93c6
+def _reading(args) -> 'Reading':  # noqa: F821
+    "What was said about a table."
+    from bioai_esol.chem.columns import Reading
+    values = {name: getattr(args, name, None) for name in Reading.model_fields}
+    return Reading(**{name: value for name, value in values.items() if value is not None})
+
+def _dataset(args) -> 'Dataset':  # noqa: F821
+    "ESOL or the user's table; of the latter, how it was read and what is remarkable about it."
+    from bioai_esol.chem.dataset import listed, load_dataset
+    reading = _reading(args)
+    if not args.data and reading != type(reading)(): args.usage('say how to read a table together with --data')
+    dataset = load_dataset(args.data, args.skip_bad_rows, reading)
+    said = [f"{args.data}: {dataset.how}", *dataset.remarks] if dataset.how else []
+    if dataset.skipped: said.append(f"{_plural(len(dataset.skipped), 'row')} left out:{listed(list(dataset.skipped))}")
+    out = sys.stderr if getattr(args, 'json', False) else sys.stdout
+    if said: print(*said, sep='\n', file=out, flush=True)
+    return dataset
+
 def _train_or_sweep(args) -> int:
-    from bioai_esol.chem.dataset import load_dataset
     grid = _grid(args)
-    dataset = load_dataset(args.data, args.skip_bad_rows)
+    dataset = _dataset(args)
     if args.command == 'train' and len(grid) > 1:
         args.usage("train takes one value per option; 'bioai-esol sweep' takes lists")
     from bioai_esol.sweep.runner import run_sweep
-    if dataset.skipped: print(f"{_plural(len(dataset.skipped), 'row')} left out:\n  " + '\n  '.join(dataset.skipped))
     print(f"{_plural(len(grid), 'run')} of {grid.epochs} epochs on {dataset.name} ({len(dataset):,} molecules), "
           f"run tag {grid.run_tag!r}, {_plural(grid.workers, 'worker')}", flush=True)
     if getattr(args, 'preset', None): return _ensemble(args, dataset)
@@ -221,29 +240,57 @@ def _entry_line(r, moves: int) -> str:
 
 # %% ../../nbs/cli/02_commands.ipynb #1e188f60
 def _write_csv(table, path: str):
+    "Write a table whole or not at all: a full disk must not cost the file that was there."
     from bioai_esol.errors import DataError
-    try: table.to_csv(path, index=False)
-    except OSError as e: raise DataError(f"cannot write {path}: {e.strerror or e}") from None
+    part = f'{path}.part' if os.path.isfile(path) or not os.path.exists(path) else path  # not beside /dev/stdout
+    try:
+        table.to_csv(part, index=False)
+        if part != path: os.replace(part, os.path.realpath(path))
+    except OSError as e:
+        if part != path and os.path.exists(part): os.unlink(part)
+        raise DataError(f"cannot write {path}: {e.strerror or e}") from None
 
-def _read_smiles(args) -> 'pd.DataFrame':  # noqa: F821
-    import pandas as pd
+def _read_molecules(args) -> 'Table':  # noqa: F821
+    "The table of `--input`; raises `DataError` for rows that do not fit its header."
+    from bioai_esol.chem.dataset import listed
+    from bioai_esol.chem.tables import read_table
     from bioai_esol.errors import DataError
-    if bool(args.smiles) == bool(args.input):
-        args.usage('give molecules as arguments or a table with --input, one of the two')
-    if args.smiles: return pd.DataFrame(dict(smiles=args.smiles))
-    try: table = pd.read_csv(args.input, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as e:
-        raise DataError(f"cannot read {args.input}: {getattr(e, 'strerror', None) or e}") from None
-    if 'smiles' not in table: raise DataError(f"{args.input}: no column 'smiles' (columns: {', '.join(table.columns)})")
+    table = read_table(args.input, args.separator, args.encoding)
+    misfits = [f'{table.where(n)}: {why}' for n, why in table.misfits.items()]
+    if misfits and not args.skip_bad_rows:
+        raise DataError(f"{_plural(len(misfits), 'row')} of {args.input} cannot be used "
+                        f"(skip_bad_rows=True leaves them out):{listed(misfits)}")
+    if table.frame.empty: raise DataError(f"no molecules in {args.input}{listed(misfits)}")
+    blank = [_plural(table.blank, 'blank row')] if table.blank else []
+    left_out = [*blank, *([f"{_plural(len(misfits), 'row')}:{listed(misfits)}"] if misfits else [])]
+    print(f"{args.input}: {table.how}{'; left out: ' if left_out else ''}{', '.join(left_out)}", file=sys.stderr)
     return table
 
 # %% ../../nbs/cli/02_commands.ipynb #e63c2231
+def _asked(args) -> tuple['pd.DataFrame', str]:  # noqa: F821
+    "The molecules to be predicted with all their columns, and the header of the SMILES."
+    import pandas as pd
+    if bool(args.smiles) == bool(args.input):
+        args.usage('give molecules as arguments or a table with --input, one of the two')
+    if args.smiles: return pd.DataFrame(dict(smiles=args.smiles)), 'smiles'
+    from bioai_esol.chem.columns import choose_columns
+    table = _read_molecules(args)
+    return table.frame.reset_index(drop=True), choose_columns(table, _reading(args), with_target=False).smiles
+
+def _beside(table, predictions, smiles: str) -> 'pd.DataFrame':  # noqa: F821
+    "The user's table, untouched, and the predictions under names that it leaves free."
+    def free(name): return name if name not in table else free(f'predicted_{name}')
+    new = {free(c): predictions[c].values for c in predictions.columns if c != 'smiles'}
+    taken = [c for c in predictions.columns if c in table and c != 'smiles']
+    if taken: print(f"{', '.join(taken)}: kept as they are; predictions are in predicted_…", file=sys.stderr)
+    return table.assign(**new)
+
 def _predict(args) -> int:
-    table = _read_smiles(args)
+    table, smiles = _asked(args)
     from bioai_esol.serving.predictor import load_champion
     champion = load_champion(tracking_uri=args.tracking_uri)
-    predictions = champion.predict(table['smiles'].tolist())
-    out = table.assign(**{c: predictions[c].values for c in predictions.columns if c != 'smiles'})
+    predictions = champion.predict(table[smiles].tolist())
+    out = _beside(table, predictions, smiles)
     failed = predictions.error != ''
     if args.output: _write_csv(out, args.output)
     if args.explain: print(_explain(champion, predictions, args.explain), file=sys.stderr if args.json else sys.stdout)
@@ -271,8 +318,7 @@ def _explain(champion, predictions, folder: str) -> str:
     return f"{_plural(len(readable), 'drawing')} of {_plural(len(predictions), 'molecule')} written to {folder}"
 
 def _compare(args) -> int:
-    from bioai_esol.chem.dataset import load_csv
-    data = load_csv(args.data, args.skip_bad_rows) if args.data else None
+    data = _dataset(args) if args.data else None
     from bioai_esol.serving.comparison import compare
     pair = compare(args.version_a, args.version_b, data, tracking_uri=args.tracking_uri)
     if args.output: _write_csv(pair.molecules, args.output)
@@ -290,7 +336,7 @@ def _report(args) -> int:
 
 def _benchmark(args) -> int:
     from bioai_esol.benchmark.boards import run_benchmark
-    print(run_benchmark(args.output, args.data, args.skip_bad_rows, args.workers), end='')
+    print(run_benchmark(args.output, _dataset(args), args.workers), end='')
     return 0
 
 def _server(args) -> int:

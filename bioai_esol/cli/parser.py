@@ -41,9 +41,28 @@ def _store_option(p: argparse.ArgumentParser):
     p.add_argument('--tracking-uri', metavar='URI',
                    help='MLflow store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)')
 
+_READING = {  # option: what it stands for, and what it is; the first three of any table, the others of measured values
+    'smiles-column': ('HEADER', 'the column of the molecules (default: smiles)'),
+    'separator': ('CHAR', 'between fields: one character, or comma, semicolon, tab (default: recognised)'),
+    'encoding': ('NAME', 'of a text file, e.g. latin-1 (default: recognised)'),
+    'target': ('HEADER', 'the column of the measured values (default: log_solubility, logS, or the only numbers)'),
+    'name-column': ('HEADER', 'the column of the names (default: name)'),
+    'decimal': ('CHAR', 'decimal sign of the measured values, . or , (default: recognised)'),
+    'unit': ('UNIT', 'of the measured values: log10(mol/L), mol/L, mg/L, g/L, µM, … (default: log10(mol/L))')}
+_OF_MOLECULES = 3
+
+def _reading_options(p: argparse.ArgumentParser, measured: bool = True):
+    "How a table is to be read, with its `measured` values or without."
+    group = p.add_argument_group('how to read the table')
+    for name in list(_READING)[:None if measured else _OF_MOLECULES]:
+        letters, text = _READING[name]
+        group.add_argument(f'--{name}', metavar=letters, help=text)
+    group.add_argument('--skip-bad-rows', action='store_true', help='leave out rows that cannot be read, and list them')
+
 def _data_options(p: argparse.ArgumentParser):
-    p.add_argument('--data', metavar='CSV', help='a table with a column smiles and a target, instead of ESOL')
-    p.add_argument('--skip-bad-rows', action='store_true', help='leave out rows that cannot be read, and list them')
+    p.add_argument('--data', metavar='FILE',
+                   help='a table of molecules and measured values, instead of ESOL: CSV, TSV, SDF, Excel, Parquet; also .gz')
+    _reading_options(p)
 
 def _json_option(p: argparse.ArgumentParser, what: str):
     p.add_argument('--json', action='store_true', help=f'print {what} as JSON')
@@ -171,8 +190,9 @@ def _question_commands(command: Command):
                 'logS is log10 of the solubility in mol/L. A molecule that cannot be read gets its own error; '
                 'the rest are predicted.')
     p.add_argument('smiles', nargs='*', metavar='SMILES', help='molecules')
-    p.add_argument('--input', metavar='CSV', help='a table with a column smiles')
+    p.add_argument('--input', metavar='FILE', help='a table of molecules: CSV, TSV, .smi, SDF, Excel, Parquet; also .gz')
     p.add_argument('--output', metavar='CSV', help='write the table with the predictions here')
+    _reading_options(p, measured=False)
     p.add_argument('--explain', metavar='FOLDER',
                    help='draw each molecule with its atoms coloured by what they contribute, one SVG per molecule, '
                         'into this folder: 0.svg for the first')

@@ -16,7 +16,7 @@ import pandas as pd
 from rdkit import Chem, rdBase
 
 from ..errors import DataError
-from ..chem.dataset import parse_smiles
+from ..chem.molecules import parse_smiles
 
 # %% ../../nbs/serving/01_attribution.ipynb #aee0f276
 MAX_KEKULE_FORMS = 100  # ways of writing the bonds that are tried: no molecule of ESOL has more than 24

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..chem.dataset import canonical_smiles, Dataset
+from ..chem.dataset import Dataset
+from ..chem.molecules import canonical_smiles
 from ..chem.split import Split
 from ..errors import BioaiError, DataError
 from ..registry.journal import Snapshot, snapshot
@@ -122,7 +123,7 @@ def compare(
     version_b : str
         A number or an alias.
     data : Dataset, optional
-        Measured molecules, from `load_csv`; the test set of the first version when not given.
+        Measured molecules, from `load_table`; the test set of the first version when not given.
     tracking_uri : str, optional
         The store: `$MLFLOW_TRACKING_URI`, or else `mlflow.db` in the working directory, when not given.
 

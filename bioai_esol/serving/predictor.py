@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..chem.dataset import parse_smiles
+from ..chem.molecules import parse_smiles
 from ..chem.descriptors import fingerprint, similarity
 from ..errors import BioaiError, DataError
 from ..models.fitted import FittedModel, load_model, MoleculeSet

@@ -42,6 +42,8 @@ def _write_files(folder: Path, result: TrainResult, task: Task):
     "The model, and what it predicts for the test molecules."
     info = dict(config=result.config.model_dump(), dataset=task.dataset.name, dataset_version=task.dataset.version,
                 split_digest=task.split.digest, unit='log10 mol/L', summary=result.summary, domain=task.domain)
+    if task.dataset.how: info['reading'] = task.dataset.reading.model_dump(exclude_defaults=True)
+    if task.dataset.how: info['reading'] = task.dataset.reading.model_dump(exclude_defaults=True)
     save_model(folder, FittedModel(result.info | info, result.weights))
     _test_table(result, task).to_csv(Path(folder) / 'test_predictions.csv', index_label='row')
 

@@ -14,8 +14,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ..chem.dataset import Dataset, load_csv, load_esol
+from ..chem.columns import Reading
+from ..chem.dataset import Dataset, first_target, load_esol, read_dataset
 from ..chem.split import random_split, scaffold_split, Split
+from ..chem.tables import read_table
+from ..chem.tables import read_table
 from ..errors import DataError, Settings
 from ..models.architectures import ARCHITECTURES, NETWORK_SETTINGS
 
@@ -159,13 +162,25 @@ def config_from(
     "The settings in a row of a table of runs; raises `ConfigError` when one is impossible."
     return TrainConfig(**{k: row[k] for k in TrainConfig.model_fields if k in row and _is_given(row[k])})
 
+def _reading_of(run: Mapping) -> Reading:
+    "How the table of a run was read; one that is older than the record of it was read without being told anything."
+    if _is_given(run.get('dataset_reading')): return Reading(**json.loads(run['dataset_reading']))
+    headers = read_table(run['dataset_source']).frame.columns
+    return Reading(smiles_column='smiles', target=first_target(headers), decimal='.', unit=None)
+
+def _reading_of(run: Mapping) -> Reading:
+    "How the table of a run was read; one that is older than the record of it was read without being told anything."
+    if _is_given(run.get('dataset_reading')): return Reading(**json.loads(run['dataset_reading']))
+    headers = read_table(run['dataset_source']).frame.columns
+    return Reading(smiles_column='smiles', target=first_target(headers), decimal='.', unit=None)
+
 def dataset_of(
     run: Mapping,  # a row of a table of runs
 ) -> Dataset:      # ESOL, or the table that the run names
     "The data set that a run was trained on; raises `DataError` when the file is gone or was changed."
     esol = load_esol()
     if run['dataset_version'] == esol.version: return esol
-    table = load_csv(run['dataset_source'], skip_bad_rows=int(run['dataset_skipped']) > 0)
+    table = read_dataset(run['dataset_source'], _reading_of(run), skip_bad_rows=int(run['dataset_skipped']) > 0)
     if table.version == run['dataset_version']: return table
     raise DataError(f"{run['dataset_source']} was changed since run {run['run_name']!r} was trained on it: "
                     f"SHA-256 {table.version[:12]}… now, {run['dataset_version'][:12]}… then")

@@ -103,4 +103,5 @@ def lineage(
                 dataset=dataset.name, dataset_version=dataset.version, dataset_source=dataset.source,
                 dataset_skipped=str(len(dataset.skipped)), split_digest=split.digest,
                 host=socket.gethostname(), pid=str(os.getpid()))
+    if dataset.how: tags |= dict(dataset_reading=dataset.reading.model_dump_json(exclude_defaults=True))
     return tags | code_version() | machine(device)
