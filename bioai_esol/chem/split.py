@@ -8,7 +8,7 @@ __all__ = ['MAX_FOLD_SCAFFOLD', 'Split', 'split_digest', 'scaffold', 'scaffold_s
 
 # %% ../../nbs/chem/05_split.ipynb #758086e2
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,12 @@ def _check_fractions(frac_train: float, frac_val: float):
         raise DataError(f"fractions {frac_train} and {frac_val} leave no room for three parts: "
                         "both must be above 0 and their sum below 1")
 
+def _why_not_by_scaffold(groups: Mapping[str, list[int]], n: int) -> str:
+    "What stands in the way of dividing n molecules by their scaffolds, and what does not."
+    name, rows = max(groups.items(), key=lambda group: len(group[1]))
+    shared = f'share the scaffold {name}' if name else 'are acyclic and share one scaffold, none'
+    return f"{len(rows)} of {n} molecules {shared}: a scaffold split cannot divide them; split='random' can"
+
 def scaffold_split(
     smiles: Sequence[str],     # n molecules
     frac_train: float = 0.8,   # share of the training set
@@ -82,11 +88,12 @@ def scaffold_split(
     _check_fractions(frac_train, frac_val)
     n = len(smiles)
     train, val, test = [], [], []
-    groups = _scaffold_groups(smiles).values()
-    for rows in sorted(groups, key=lambda rows: (len(rows), rows[0]), reverse=True):
+    groups = _scaffold_groups(smiles)
+    for rows in sorted(groups.values(), key=lambda rows: (len(rows), rows[0]), reverse=True):
         if len(train) + len(rows) <= frac_train * n: train += rows
         elif len(train) + len(val) + len(rows) <= (frac_train + frac_val) * n: val += rows
         else: test += rows
+    if n and not (train and val and test) and n >= 10: raise DataError(_why_not_by_scaffold(groups, n))
     return _split(train, val, test, n)
 
 # %% ../../nbs/chem/05_split.ipynb #06edebf6

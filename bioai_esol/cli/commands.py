@@ -267,15 +267,15 @@ def _read_molecules(args) -> 'Table':  # noqa: F821
     return table
 
 # %% ../../nbs/cli/02_commands.ipynb #e63c2231
-def _asked(args) -> tuple['pd.DataFrame', str]:  # noqa: F821
+def _asked(args, table, champion) -> tuple['pd.DataFrame', str]:  # noqa: F821
     "The molecules to be predicted with all their columns, and the header of the SMILES."
     import pandas as pd
-    if bool(args.smiles) == bool(args.input):
-        args.usage('give molecules as arguments or a table with --input, one of the two')
-    if args.smiles: return pd.DataFrame(dict(smiles=args.smiles)), 'smiles'
     from bioai_esol.chem.columns import choose_columns
-    table = _read_molecules(args)
-    return table.frame.reset_index(drop=True), choose_columns(table, _reading(args), with_target=False).smiles
+    from bioai_esol.chem.molecules import as_text
+    if table is None: return pd.DataFrame(dict(smiles=list(map(as_text, args.smiles)))), 'smiles'
+    reading, header = _reading(args), champion.model.info.get('reading', {}).get('smiles_column')
+    if reading.smiles_column is None and header in table.frame: reading = type(reading)(smiles_column=header)
+    return table.frame.reset_index(drop=True), choose_columns(table, reading, with_target=False).smiles
 
 def _beside(table, predictions, smiles: str) -> 'pd.DataFrame':  # noqa: F821
     "The user's table, untouched, and the predictions under names that it leaves free."
@@ -286,9 +286,12 @@ def _beside(table, predictions, smiles: str) -> 'pd.DataFrame':  # noqa: F821
     return table.assign(**new)
 
 def _predict(args) -> int:
-    table, smiles = _asked(args)
+    if bool(args.smiles) == bool(args.input):
+        args.usage('give molecules as arguments or a table with --input, one of the two')
+    asked = _read_molecules(args) if args.input else None
     from bioai_esol.serving.predictor import load_champion
     champion = load_champion(tracking_uri=args.tracking_uri)
+    table, smiles = _asked(args, asked, champion)
     predictions = champion.predict(table[smiles].tolist())
     out = _beside(table, predictions, smiles)
     failed = predictions.error != ''

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..chem.molecules import parse_smiles
+from ..chem.molecules import as_text, parse_smiles
 from ..chem.descriptors import fingerprint, similarity
 from ..errors import BioaiError, DataError
 from ..models.fitted import FittedModel, load_model, MoleculeSet
@@ -37,7 +37,7 @@ def _errors(smiles: Sequence[str]) -> list[str]:  # one text per molecule, empty
         try:
             parse_smiles(s)
             texts.append('')
-        except DataError as e: texts.append(str(e))
+        except DataError as e: texts.append(as_text(str(e)))
     return texts
 
 def _domain(similarity: float, limit: float) -> str:
@@ -87,7 +87,7 @@ class Predictor:
         table = pd.DataFrame(np.nan, index=range(len(smiles)), columns=['log_solubility', 'low', 'high', 'similarity'])
         if readable: table.loc[[not e for e in errors]] = np.column_stack(self._figures.of(readable))
         domain = [_domain(s, self._figures.limit) for s in table.similarity]
-        table = table.assign(smiles=smiles, unit=UNIT, solubility_mol_per_l=10 ** table.log_solubility)
+        table = table.assign(smiles=list(map(as_text, smiles)), unit=UNIT, solubility_mol_per_l=10 ** table.log_solubility)
         return table.assign(domain=domain, model_version=self.version, error=errors)[PREDICTION_COLUMNS]
 
     def explain(self,

@@ -421,4 +421,4 @@ def load_predictions(run_id: str, *, tracking_uri: str | None = None) -> pd.Data
     """
     with tempfile.TemporaryDirectory() as folder:
         file = fetch_artifacts(connect(tracking_uri), run_id, folder, 'test_predictions.csv')
-        return pd.read_csv(file, index_col='row')
+        return pd.read_csv(file, index_col='row', converters=dict(name=str, smiles=str))
