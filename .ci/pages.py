@@ -190,7 +190,7 @@ def commands(text: str) -> list[str]:
             found += [chunk] if chunk.strip() else []
             lines = []
     if lines:
-        raise SystemExit(f'a command that does not end: {chr(10).join(lines)}')
+        raise SystemExit(f'a command that does not end, or that no shell reads: {chr(10).join(lines)}')
     return found
 
 
@@ -218,11 +218,11 @@ class Terminal:
         state = self.base / '.terminal'
         script = f"trap '{{ pwd; env -0; }} > {state}' EXIT\ncd {self.folder}\n{command}"
         done = subprocess.run(['bash', '-c', script], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              stdin=subprocess.DEVNULL, text=True, timeout=TIMEOUT_S)
+                              stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)  # as bytes: text would turn \r into \n
         folder, _, variables = state.read_text(encoding='utf-8').partition('\n')
         self.folder = Path(folder)
         self.env = dict(v.split('=', 1) for v in variables.split('\0') if '=' in v)
-        return done.returncode, self.masked(done.stdout)
+        return done.returncode, self.masked(done.stdout.decode())
 
     def until(self, command: str, text: str) -> str:
         "The output of a command that stays, up to a line."

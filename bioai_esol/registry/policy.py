@@ -437,7 +437,7 @@ def _same_test_set(candidate: Mapping, champion: Mapping) -> Rule:
     if all(_text(candidate, k) == _text(champion, k) for k in ('dataset_version', 'split_digest')):
         return Rule('same_test_set', True, 'tested on the same molecules')
     return Rule('same_test_set', False, "candidate and champion were tested on different data or splits; "
-                                        "sweep on the champion's data, or roll it back first")
+                                        "sweep on the champion's data, or give this table a store of its own")
 
 # %% ../../nbs/registry/01_policy.ipynb #a15c2d48
 def _share_worse(candidate: Mapping, champion: Mapping, key: str) -> tuple[float | None, str]:
