@@ -427,6 +427,7 @@ def options_of(
     text = ''.join(f" --{k.replace('_', '-')} {shlex.quote(v)}" for k, v in options.items())
     return text + ' --skip-bad-rows' * bool(dataset.skipped)
 
+# %% ../../nbs/benchmark/02_boards.ipynb #72c1a664
 def run_benchmark(
     folder: str | Path = 'benchmark',  # where everything is written
     dataset: Dataset | None = None,    # of `load_table`; ESOL when not given
@@ -436,7 +437,8 @@ def run_benchmark(
     """Judge every model, and write `accuracy.md`, `predictions.csv` and `figures.csv`.
 
     Raises `DataError` when the folder cannot be written."""
-    dataset, folder = dataset or load_esol(), Path(folder)
+    dataset = dataset or load_esol()
+    folder = Path(folder)
     try: results = judge_all(folder, dataset, models, workers)
     except OSError as e: raise DataError(f"cannot write {e.filename or folder}: {e.strerror or e}") from None
     predictions = predictions_of(results, dataset)

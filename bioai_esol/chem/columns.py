@@ -128,7 +128,8 @@ def _smiles_column(table: Table, wanted: str | None) -> str:
     header = _find(list(table.frame), 'smiles')
     if header: return header
     text = f"{table.path}: no column 'smiles' ({table.how}; columns: {', '.join(table.frame)})"
-    if _looks_like_data(list(table.frame)): raise DataError(f"{text}: the first row holds a molecule; add a row of headers")
+    if _looks_like_data(list(table.frame)):
+        raise DataError(f"{text}: the first row holds a molecule; add a row of headers")
     found = smiles_columns(table.frame)
     if found: raise DataError(f"{text}; {found[0]!r} reads as SMILES: {_proposals('smiles_column', found)}")
     raise DataError(f"{text}, and none of them reads as SMILES")
@@ -140,11 +141,10 @@ def _bare(header: str) -> str:
     "A header without capitals, blanks, underscores and what stands in brackets."
     return re.sub(r'\(.*\)|\[.*\]|[\s_]', '', header).casefold()
 
-def _whole(values: Sequence[str]) -> bool: return all(float(v).is_integer() for v in map(_number_or_nan, values) if v == v)
-
-def _number_or_nan(text: str) -> float:
-    try: return _is_number(text)
-    except DataError: return math.nan
+def _is_whole(text: str) -> bool:
+    "Is it a whole number, or none at all?"
+    try: return _is_number(text).is_integer()
+    except DataError: return True
 
 def _target_column(table: Table, wanted: str | None, others: Sequence[str]) -> str:
     "The measured values; `others` are headers that they cannot be in."
@@ -153,13 +153,15 @@ def _target_column(table: Table, wanted: str | None, others: Sequence[str]) -> s
         alike = [c for c in table.frame if c not in others and _bare(c) == _bare(known)]
         if known in alike or len(alike) == 1: return known if known in alike else alike[0]
     numeric = numeric_columns(table.frame.drop(columns=list(others)))
-    likely = [c for c in numeric if not _whole(table.frame[c].tolist())]
+    likely = [c for c in numeric if not all(map(_is_whole, table.frame[c]))]
     if len(likely) == 1 and len(numeric) == 1: return likely[0]
-    if not numeric: raise DataError(f"{table.path}: no column of numbers to predict (columns: {', '.join(table.frame)})")
+    if not numeric:
+        raise DataError(f"{table.path}: no column of numbers to predict (columns: {', '.join(table.frame)})")
     if not likely:
-        raise DataError(f"{table.path}: is {numeric[0]!r} the target? It holds whole numbers only, as a count or an index does: "
-                        f"{_proposals('target', numeric)} says so")
-    raise DataError(f"{table.path}: which column is the target? {_proposals('target', [*likely, *(c for c in numeric if c not in likely)])}")
+        raise DataError(f"{table.path}: is {numeric[0]!r} the target? It holds whole numbers only, as a count or an "
+                        f"index does: {_proposals('target', numeric)} says so")
+    likely += [c for c in numeric if c not in likely]
+    raise DataError(f"{table.path}: which column is the target? {_proposals('target', likely)}")
 
 # %% ../../nbs/chem/03_columns.ipynb #0b4879d9
 def choose_columns(
@@ -173,7 +175,8 @@ def choose_columns(
     name = _named(table, reading.name_column) if reading.name_column else _find(rest, 'name')
     if not with_target: return Columns(smiles, None, name)
     target = _target_column(table, reading.target, [c for c in (smiles, name) if c])
-    if target in (smiles, name): raise DataError(f"{table.path}: {target!r} cannot be both the target and something else")
+    if target in (smiles, name):
+        raise DataError(f"{table.path}: {target!r} cannot be both the target and something else")
     return Columns(smiles, target, name)
 
 # %% ../../nbs/chem/03_columns.ipynb #d77e3f63
@@ -208,5 +211,5 @@ def to_log_molar(
     if unit in _MOLAR: value = math.log10(value * _MOLAR[unit])
     elif unit in _MASS: value = math.log10(value * _MASS[unit] / Descriptors.MolWt(mol))
     if LOWEST <= value <= HIGHEST: return value
-    hint = f"; unit='mg/L' and others are converted" if unit == LOG_MOLAR else ''
+    hint = "; unit='mg/L' and others are converted" if unit == LOG_MOLAR else ''
     raise DataError(f"is {value:g} {LOG_MOLAR}, outside {LOWEST:g} … {HIGHEST:g}{hint}")

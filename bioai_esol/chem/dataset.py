@@ -7,7 +7,6 @@ __all__ = ['ESOL_SHA256', 'MAX_LISTED', 'load_csv', 'Dataset', 'load_esol', 'dup
            'read_dataset', 'load_table', 'load_dataset']
 
 # %% ../../nbs/chem/04_dataset.ipynb #effaefc5
-import hashlib
 import html
 import io
 import json
@@ -36,6 +35,9 @@ def _identity(name: str, y: np.ndarray, version: str, n_skipped: int) -> str:
 def _molecules(n: int) -> str: return f"{n:,} molecule{'s are' if n > 1 else ' is'}"
 
 # %% ../../nbs/chem/04_dataset.ipynb #27a2be6f
+#| export
+
+# %% ../../nbs/chem/04_dataset.ipynb #66076224
 @dataclass(frozen=True, repr=False)
 class Dataset:
     """A table of molecules with its identity.
@@ -97,14 +99,7 @@ class Dataset:
     @cached_property
     def remarks(self) -> tuple[str, ...]:
         "What a person should know about the molecules before training: one sentence each."
-        twice, high = duplicates(self.frame), self.frame.log_solubility[self.frame.log_solubility > DOUBTFUL]
-        remarks = []
-        if len(twice): remarks.append(
-            f"{_molecules(len(twice))} in more than one row, and {len(twice[twice.label_range > 0])} of them with "
-            f"values that differ, by up to {twice.label_range.max():.2f}")
-        if len(high): remarks.append(
-            f"{_molecules(len(high))} above {DOUBTFUL:g} {LOG_MOLAR}, up to {high.max():.2f}: more than can be dissolved")
-        return tuple(remarks)
+        return tuple(_remarks(self.frame))
 
 # %% ../../nbs/chem/04_dataset.ipynb #e3c2ed25
 ESOL_SHA256 = '17b22091c04a8df013179389fdf103e565ff15a663f295290f086e2a09f40814'
@@ -163,6 +158,21 @@ def duplicates(
     table = pd.DataFrame(repeated, columns=['canonical', 'rows', 'labels', 'label_range'])
     return table.sort_values('label_range', ascending=False, ignore_index=True)
 
+# %% ../../nbs/chem/04_dataset.ipynb #523b3150
+def _remarks(frame: pd.DataFrame) -> list[str]:  # columns `smiles`, `log_solubility`
+    "What a person should know about molecules before training: one sentence each."
+    twice = duplicates(frame)
+    high = frame.log_solubility[frame.log_solubility > DOUBTFUL]
+    remarks = []
+    if len(twice):
+        differ = (twice.label_range > 0).sum()
+        remarks.append(f"{_molecules(len(twice))} in more than one row, and {differ} of them with values that differ, "
+                       f"by up to {twice.label_range.max():.2f}")
+    if len(high):
+        remarks.append(f"{_molecules(len(high))} above {DOUBTFUL:g} {LOG_MOLAR}, up to {high.max():.2f}: "
+                       "more than can be dissolved")
+    return remarks
+
 # %% ../../nbs/chem/04_dataset.ipynb #a93db446
 def _read_row(smiles: str, text: str, target: str, reading: Reading) -> float:
     "The target of one row, or a `DataError` that says what is wrong with it."
@@ -174,7 +184,8 @@ def _usable_rows(table: Table, columns: Columns, reading: Reading) -> tuple[list
     "(name, SMILES, target) of each row that can be used, and one line for each that cannot, in the order of the file."
     frame = table.frame
     names = frame[columns.name] if columns.name else [''] * len(frame)
-    usable, refused = [], dict(table.misfits)
+    usable = []
+    refused = dict(table.misfits)
     for place, smiles, text, name in zip(frame.index, frame[columns.smiles], frame[columns.target], names):
         smiles = smiles.strip()
         try: usable.append((name.strip() or smiles, smiles, _read_row(smiles, text, columns.target, reading)))
@@ -216,6 +227,7 @@ def _in_words(table: Table, reading: Reading) -> str:
     if table.blank: parts.append(f"{table.blank} blank row{'s' * (table.blank > 1)} left out")
     return ', '.join(parts)
 
+# %% ../../nbs/chem/04_dataset.ipynb #3e04fdad
 def read_dataset(
     path: str | Path,           # of a table
     reading: Reading,           # what is known about it
@@ -244,7 +256,7 @@ def load_table(
     name_column: str | None = None, separator: str | None = None, decimal: str | None = None,
     encoding: str | None = None, unit: str = LOG_MOLAR,
 ) -> Dataset:
-    """A table of your own.
+    r"""A table of your own.
 
     Parameters
     ----------
@@ -280,10 +292,10 @@ def load_table(
     Examples
     --------
     >>> import bioai_esol as esol
-    >>> _ = open('mine.csv', 'w').write('SMILES;S (mg/L)\\nCCO;1000000,0\\nc1ccccc1;1790,0\\n')
+    >>> _ = open('mine.csv', 'w').write('SMILES;S (mg/L)\nCCO;1000000,0\nc1ccccc1;1790,0\n')
     >>> mine = esol.load_table('mine.csv', target='S (mg/L)', unit='mg/L')
-    >>> mine.how
-    "separated by semicolon, utf-8, SMILES from 'SMILES', target 'S (mg/L)' with a decimal comma, converted from mg/L to log10(mol/L)"
+    >>> mine.how.split(', ')[-1]
+    'converted from mg/L to log10(mol/L)'
     >>> mine.frame.round(3)
            name    smiles  log_solubility
     0       CCO       CCO           1.337

@@ -49,7 +49,7 @@ def _decoded(raw: bytes, name: str, encoding: str | None) -> tuple[str, str]:
         return raw.decode(codec), codec
     except LookupError: raise DataError(f"{name}: there is no encoding {encoding!r}; e.g. encoding='utf-8'") from None
     except UnicodeDecodeError as e:
-        raise DataError(f"{name} is not {codec} text (byte {e.start}): leave encoding out to have it recognised") from None
+        raise DataError(f"{name} is not {codec} text (byte {e.start}): without encoding=… it is recognised") from None
 
 # %% ../../nbs/chem/02_tables.ipynb #68c61c0b
 SEPARATORS = {',': 'comma', ';': 'semicolon', '\t': 'tab', '|': 'vertical bar'}
@@ -92,6 +92,7 @@ def _broken(e: csv.Error, text: str, start: int, separator: str) -> str:
         return f"line {start}: text follows a closing quotation mark; one inside a field is written twice, \"\""
     return f"line {start}: {e}"
 
+# %% ../../nbs/chem/02_tables.ipynb #21a4be83
 def _csv_rows(text: str, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
     "Each row with the number of its first line; a blank line is a row without fields."
     text = _lines(text).read()
@@ -116,7 +117,8 @@ class _Rows:
 def _read_text(raw: bytes, name: str, separator: str | None, encoding: str | None) -> _Rows:
     text, codec = _decoded(raw, name, encoding)
     separator = _WORDS.get(separator, separator) or recognise_separator(text)
-    if len(separator) != 1: raise DataError(f"{name}: separator={separator!r} is not one character, nor one of {', '.join(_WORDS)}")
+    if len(separator) != 1:
+        raise DataError(f"{name}: separator={separator!r} is not one character, nor one of {', '.join(_WORDS)}")
     said = f"separated by {SEPARATORS.get(separator, repr(separator))}, {codec.removesuffix('-sig')}"
     return _Rows(_csv_rows(text, separator, name), said)
 
@@ -228,6 +230,7 @@ def dataset_version(
     "The version of a table is the hash of its bytes: any change, however small, gives another version."
     return hashlib.sha256(raw).hexdigest()
 
+# %% ../../nbs/chem/02_tables.ipynb #66d4281d
 def read_table(
     path: str | Path,               # .csv, .tsv, .txt, .smi, .sdf, .xlsx, .parquet; of these also .gz
     separator: str | None = None,   # of a text file; recognised when not given
@@ -237,13 +240,15 @@ def read_table(
     path = Path(path)
     raw, source = _rows_of(path, separator, encoding)
     every = list(source.rows)
-    rows = [(n, fields) for n, fields in every if any(f.strip() for f in fields)]
-    if not rows: raise DataError(f"{path} is empty")
-    header = [c.strip() for c in rows[0][1]]
-    keep = _named_columns(header, rows[1:], path.name)
-    misfits = {n: _misfit(fields, header) for n, fields in rows[1:] if len(fields) != len(header)}
-    fitting = [(n, fields) for n, fields in rows[1:] if n not in misfits]
+    filled = [(n, fields) for n, fields in every if any(f.strip() for f in fields)]
+    if not filled: raise DataError(f"{path} is empty")
+    (first, header), *rows = filled
+    header = [c.strip() for c in header]
+    keep = _named_columns(header, rows, path.name)
+    misfits = {n: _misfit(fields, header) for n, fields in rows if len(fields) != len(header)}
+    fitting = [(n, fields) for n, fields in rows if n not in misfits]
     index = pd.Index([n for n, _ in fitting], dtype='int64', name=source.place)
     columns = {header[i]: pd.array([fields[i] for _, fields in fitting], dtype='str') for i in keep}
-    blank = len(every) - every.index(rows[0]) - len(rows)
-    return Table(path, dataset_version(raw), pd.DataFrame(columns, index=index), misfits, source.how, source.place, blank)
+    blank = sum(n > first for n, _ in every) - len(rows)
+    frame = pd.DataFrame(columns, index=index)
+    return Table(path, dataset_version(raw), frame, misfits, source.how, source.place, blank)

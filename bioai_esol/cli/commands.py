@@ -85,6 +85,7 @@ def _dataset(args) -> 'Dataset':  # noqa: F821
     if said: print(*said, sep='\n', file=out, flush=True)
     return dataset
 
+# %% ../../nbs/cli/02_commands.ipynb #0a34f2d6
 def _train_or_sweep(args) -> int:
     grid = _grid(args)
     dataset = _dataset(args)
@@ -250,6 +251,7 @@ def _write_csv(table, path: str):
         if part != path and os.path.exists(part): os.unlink(part)
         raise DataError(f"cannot write {path}: {e.strerror or e}") from None
 
+# %% ../../nbs/cli/02_commands.ipynb #1644ef9e
 def _read_molecules(args) -> 'Table':  # noqa: F821
     "The table of `--input`; raises `DataError` for rows that do not fit its header."
     from bioai_esol.chem.dataset import listed
@@ -285,6 +287,7 @@ def _beside(table, predictions, smiles: str) -> 'pd.DataFrame':  # noqa: F821
     if taken: print(f"{', '.join(taken)}: kept as they are; predictions are in predicted_…", file=sys.stderr)
     return table.assign(**new)
 
+# %% ../../nbs/cli/02_commands.ipynb #c604567d
 def _predict(args) -> int:
     if bool(args.smiles) == bool(args.input):
         args.usage('give molecules as arguments or a table with --input, one of the two')

@@ -51,6 +51,7 @@ _READING = {  # option: what it stands for, and what it is; the first three of a
     'unit': ('UNIT', 'of the measured values: log10(mol/L), mol/L, mg/L, g/L, µM, … (default: log10(mol/L))')}
 _OF_MOLECULES = 3
 
+# %% ../../nbs/cli/01_parser.ipynb #adfe7d70
 def _reading_options(p: argparse.ArgumentParser, measured: bool = True):
     "How a table is to be read, with its `measured` values or without."
     group = p.add_argument_group('how to read the table')
@@ -61,7 +62,7 @@ def _reading_options(p: argparse.ArgumentParser, measured: bool = True):
 
 def _data_options(p: argparse.ArgumentParser):
     p.add_argument('--data', metavar='FILE',
-                   help='a table of molecules and measured values, instead of ESOL: CSV, TSV, SDF, Excel, Parquet; also .gz')
+                   help='a table of molecules and measured values, instead of ESOL: CSV, TSV, SDF, Excel, Parquet')
     _reading_options(p)
 
 def _json_option(p: argparse.ArgumentParser, what: str):
@@ -190,7 +191,7 @@ def _question_commands(command: Command):
                 'logS is log10 of the solubility in mol/L. A molecule that cannot be read gets its own error; '
                 'the rest are predicted.')
     p.add_argument('smiles', nargs='*', metavar='SMILES', help='molecules')
-    p.add_argument('--input', metavar='FILE', help='a table of molecules: CSV, TSV, .smi, SDF, Excel, Parquet; also .gz')
+    p.add_argument('--input', metavar='FILE', help='a table of molecules: CSV, TSV, .smi, SDF, Excel, Parquet')
     p.add_argument('--output', metavar='CSV', help='write the table with the predictions here')
     _reading_options(p, measured=False)
     p.add_argument('--explain', metavar='FOLDER',

@@ -87,8 +87,8 @@ class Predictor:
         table = pd.DataFrame(np.nan, index=range(len(smiles)), columns=['log_solubility', 'low', 'high', 'similarity'])
         if readable: table.loc[[not e for e in errors]] = np.column_stack(self._figures.of(readable))
         domain = [_domain(s, self._figures.limit) for s in table.similarity]
-        table = table.assign(smiles=list(map(as_text, smiles)), unit=UNIT, solubility_mol_per_l=10 ** table.log_solubility)
-        return table.assign(domain=domain, model_version=self.version, error=errors)[PREDICTION_COLUMNS]
+        table = table.assign(smiles=list(map(as_text, smiles)), unit=UNIT, domain=domain, model_version=self.version)
+        return table.assign(solubility_mol_per_l=10 ** table.log_solubility, error=errors)[PREDICTION_COLUMNS]
 
     def explain(self,
                 smiles: str,   # one molecule

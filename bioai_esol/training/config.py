@@ -16,9 +16,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ..chem.columns import Reading
 from ..chem.dataset import Dataset, first_target, load_esol, read_dataset
+from ..chem.tables import read_table
 from ..chem.split import random_split, scaffold_split, Split
-from ..chem.tables import read_table
-from ..chem.tables import read_table
 from ..errors import DataError, Settings
 from ..models.architectures import ARCHITECTURES, NETWORK_SETTINGS
 
@@ -174,6 +173,7 @@ def _reading_of(run: Mapping) -> Reading:
     headers = read_table(run['dataset_source']).frame.columns
     return Reading(smiles_column='smiles', target=first_target(headers), decimal='.', unit=None)
 
+# %% ../../nbs/training/01_config.ipynb #9e419f1f
 def dataset_of(
     run: Mapping,  # a row of a table of runs
 ) -> Dataset:      # ESOL, or the table that the run names

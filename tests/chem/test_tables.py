@@ -145,8 +145,8 @@ def test_units_are_converted_with_the_weight_of_each_molecule(table):
 
 def test_another_target_or_unit_is_another_version_and_the_same_words_the_same(table):
     path = table('smiles,a,b\nCCO,1.5,-2.5\nCC,0.5,1.5\n')
-    versions = {load_table(path, target='a').version, load_table(path, target='b').version, load_table(path, target='b', unit='mol/L', skip_bad_rows=True).version}
-    assert len(versions) == 3
+    readings = (dict(target='a'), dict(target='b'), dict(target='b', unit='mol/L', skip_bad_rows=True))
+    assert len({load_table(path, **reading).version for reading in readings}) == 3
     first = load_table(path, target='A')
     assert read_dataset(path, Reading(**first.reading.model_dump())).version == first.version == load_table(path, target='a').version
     plain = table('smiles,logS\nCCO,1.1\n', 'plain.csv')
