@@ -315,7 +315,7 @@ load_csv = load_table  # its name while it read nothing but CSV
 def load_dataset(
     data: str | Path | None = None,  # a table; ESOL when not given
     skip_bad_rows: bool = False,     # leave out rows of that file that cannot be used
-    reading: Reading = Reading(),    # what is known about it
+    reading: Reading | None = None,  # what is known about it
 ) -> Dataset:
     "ESOL, or the user's own table; raises `DataError` like `load_table`."
-    return load_esol() if data is None else read_dataset(data, reading, skip_bad_rows)
+    return load_esol() if data is None else read_dataset(data, reading or Reading(), skip_bad_rows)
