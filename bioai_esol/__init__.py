@@ -12,7 +12,6 @@ __version__ = "0.1.0"
 
 _HOME = {  # public name: the module that defines it
     'Dataset': 'chem.dataset', 'load_esol': 'chem.dataset', 'load_table': 'chem.dataset',
-    'load_csv': 'chem.dataset',
     'Grid': 'sweep.grid', 'Repeats': 'sweep.grid',
     'run_sweep': 'sweep.runner', 'run_preset': 'sweep.ensemble', 'best_ensemble': 'sweep.ensemble',
     'sweeps': 'store.runs', 'load_runs': 'store.runs', 'load_histories': 'store.runs', 'load_predictions': 'store.runs',
@@ -27,11 +26,15 @@ _HOME = {  # public name: the module that defines it
     'write_report': 'analysis.report',
 }
 
+_FORMERLY = {'load_csv': 'load_table'}  # works, and is offered no more
+
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
     "Import a public name when it is first asked for: PyTorch, RDKit and MLflow take seconds."
+    if name in _FORMERLY:
+        return __getattr__(_FORMERLY[name])
     if name not in _HOME:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
@@ -47,7 +50,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:  # what editors and type checkers read
     from .analysis.effects import effects as effects, leaderboard as leaderboard, stability as stability
     from .analysis.report import write_report as write_report
-    from .chem.dataset import Dataset as Dataset, load_csv as load_csv, load_esol as load_esol, load_table as load_table
+    from .chem.dataset import Dataset as Dataset, load_esol as load_esol, load_table as load_table
     from .registry.journal import history as history
     from .registry.policy import choose_candidate as choose_candidate, Policy as Policy
     from .registry.promotion import promote as promote

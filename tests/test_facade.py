@@ -24,6 +24,10 @@ def test_every_name_is_there_and_listed():
         getattr(esol, 'promoted')  # noqa: B009
 
 
+def test_an_earlier_name_still_works():
+    assert esol.load_csv is esol.load_table and 'load_csv' not in dir(esol)
+
+
 def test_editors_see_the_same_names():
     "What stands under TYPE_CHECKING is what `__getattr__` finds: the same names from the same modules."
     tree = ast.parse((ROOT / 'bioai_esol/__init__.py').read_text())

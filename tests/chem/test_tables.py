@@ -8,7 +8,7 @@ from hypothesis import given, HealthCheck, settings
 from hypothesis import strategies as st
 
 from bioai_esol.chem.columns import Reading
-from bioai_esol.chem.dataset import dataset_version, load_csv, load_esol, load_table, read_dataset
+from bioai_esol.chem.dataset import dataset_version, load_esol, load_table, read_dataset
 from bioai_esol.chem.tables import read_table
 from bioai_esol.errors import BioaiError, DataError
 
@@ -150,7 +150,7 @@ def test_another_target_or_unit_is_another_version_and_the_same_words_the_same(t
     first = load_table(path, target='A')
     assert read_dataset(path, Reading(**first.reading.model_dump())).version == first.version == load_table(path, target='a').version
     plain = table('smiles,logS\nCCO,1.1\n', 'plain.csv')
-    assert load_csv(plain).version == dataset_version(plain.read_bytes())
+    assert load_table(plain).version == dataset_version(plain.read_bytes())
 
 
 def test_molecules_that_stand_twice_are_said(table):

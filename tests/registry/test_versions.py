@@ -10,7 +10,7 @@ import pytest
 from helpers import copied, sweep_here, uri_of
 
 from bioai_esol.errors import BioaiError, DataError
-from bioai_esol.chem.dataset import load_csv, load_esol
+from bioai_esol.chem.dataset import load_table, load_esol
 from bioai_esol.registry.journal import history, MODEL, snapshot
 from bioai_esol.registry.policy import Policy
 from bioai_esol.registry.promotion import promote, retrain
@@ -209,7 +209,7 @@ def test_a_changed_table_is_not_retrained_on(uri, tmp_path):
     mine = tmp_path / 'mine.csv'
     load_esol().frame.head(150)[['smiles', 'log_solubility']].to_csv(mine, index=False)
     grid = Grid(hidden_dim=8, lr=1e-2, batch_size=32, dropout=0, weight_decay=0, epochs=3, run_tag='mine', workers=1)
-    [run] = run_sweep(grid, load_csv(mine), tracking_uri=uri).runs.to_dict('records')
+    [run] = run_sweep(grid, load_table(mine), tracking_uri=uri).runs.to_dict('records')
     assert retrain(connect(uri), run)['best_val_rmse'] == run['best_val_rmse']
     mine.write_text(mine.read_text().replace('-0.77', '-0.78', 1))
     with pytest.raises(DataError, match='was changed since'):
@@ -240,7 +240,7 @@ def test_two_versions_side_by_side(three_champions, tmp_path):
     assert found.table().rmse.tolist() == pytest.approx([runs.test_rmse['1'], runs.test_rmse['3']], abs=1e-6)
     assert found.difference.low > 0 and 'version 3 is better' in str(found)
     load_esol().frame.head(40)[['smiles', 'log_solubility']].to_csv(tmp_path / 'mine.csv', index=False)
-    mine = compare('1', '3', load_csv(tmp_path / 'mine.csv'), tracking_uri=uri)
+    mine = compare('1', '3', load_table(tmp_path / 'mine.csv'), tracking_uri=uri)
     assert len(mine.molecules) == 40 and all('was trained on' in n for n in mine.notes) and len(mine.notes) == 2
     assert (mine.molecules.error_1 == mine.molecules.predicted_1 - mine.molecules.log_solubility).all()
     with pytest.raises(BioaiError, match='are the same version'):

@@ -207,11 +207,11 @@ def test_what_a_run_holds(swept):
 
 
 def test_own_table(tmp_path):
-    from bioai_esol.chem.dataset import load_csv, load_esol
+    from bioai_esol.chem.dataset import load_table, load_esol
     load_esol().frame.head(120)[['smiles', 'log_solubility']].to_csv(tmp_path / 'mine.csv', index=False)
     uri = fresh(tmp_path)
     grid = Grid(hidden_dim=8, lr=1e-2, batch_size=32, dropout=0, weight_decay=0, epochs=3, workers=1)
-    on_mine = run_sweep(grid, load_csv(tmp_path / 'mine.csv'), tracking_uri=uri)
+    on_mine = run_sweep(grid, load_table(tmp_path / 'mine.csv'), tracking_uri=uri)
     on_esol = run_sweep(grid, tracking_uri=uri)  # same tag, other data: another configuration
     assert on_mine.runs.dataset.tolist() == ['mine'] and on_esol.runs.dataset.tolist() == ['esol']
     assert on_esol.trained == 1
