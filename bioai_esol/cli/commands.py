@@ -103,6 +103,9 @@ def _tell_sweep(result) -> int:
           f"in {result.seconds:.0f} s; run tag {result.run_tag!r} in {result.tracking_uri}")
     for _, run in result.failed.iterrows(): print(f"  {run.run_name}: {run.error}")
     if len(result.failed) == len(result.runs): return 1
+    leaks = result.runs['split_leakage'].dropna() if 'split_leakage' in result.runs else []
+    if len(leaks): print(f"note: {leaks.iloc[0]} molecules are in more than one part of the split, so figures of the "
+                         "validation and test set are better than on new molecules")
     print(leaderboard(result.runs).head(10).to_string(index=False))
     if len(result.runs) > 10: print(f"… and {len(result.runs) - 10} more")
     return 0

@@ -99,9 +99,12 @@ def lineage(
     device: str = 'cpu',  # where it was trained
 ) -> dict[str, str]:
     "The tags that say where a run comes from."
+    from bioai_esol.chem.split import leakage
     tags = dict(package_version=bioai_esol.__version__,
                 dataset=dataset.name, dataset_version=dataset.version, dataset_source=dataset.source,
                 dataset_skipped=str(len(dataset.skipped)), split_digest=split.digest,
                 host=socket.gethostname(), pid=str(os.getpid()))
+    twice = leakage(dataset.smiles, split)
+    if twice: tags |= dict(split_leakage=str(len(twice)))
     if dataset.how: tags |= dict(dataset_reading=dataset.reading.model_dump_json(exclude_defaults=True))
     return tags | code_version() | machine(device)

@@ -99,3 +99,16 @@ def test_half_a_character_is_an_error_of_its_own_row(folder, here):
     done = here('predict', 'CCO', b'\xff'.decode(errors='surrogateescape'), '--json', '--tracking-uri', uri_of(folder))
     first, second = json.loads(done.stdout)
     assert done.returncode == 0 and first['error'] == '' and 'no molecule in' in second['error']
+
+
+def test_molecules_in_two_parts_of_a_split_are_counted(here):
+    "Sixty molecules, each in two rows with two values, divided at random."
+    fresh(here.folder)
+    frame = load_esol().frame.iloc[:60][['smiles', 'log_solubility']]
+    pd.concat([frame, frame.assign(log_solubility=frame.log_solubility - 2)]).to_csv(here.folder / 'twice.csv', index=False)
+    done = here('train', *RIDGE, '--data', 'twice.csv')
+    assert done.returncode == 0, done.stderr
+    assert '60 molecules are in more than one row, and 60 of them with values that differ, by up to 2.00' in done.stdout
+    [run] = load_runs('mine', tracking_uri=uri_of(here.folder)).to_dict('records')
+    assert 10 < int(run['split_leakage']) < 40
+    assert f"note: {run['split_leakage']} molecules are in more than one part of the split" in done.stdout
