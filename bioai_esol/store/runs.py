@@ -384,6 +384,15 @@ def load_histories(runs: pd.DataFrame, metrics: str | Sequence[str] | None = Non
         histories = _from_file(path, run_ids, names) if path else _from_server(store, run_ids, names)
     return _ordered(histories, run_ids, names)
 
+# %% ../../nbs/store/05_runs.ipynb #5d221031
+_TEXT = ('name', 'smiles')  # columns of the predictions; all others hold numbers
+
+def _predictions(file: Path) -> pd.DataFrame:
+    "The table of predictions that a run has kept, by row of its data set."
+    numbers = [column for column in pd.read_csv(file, nrows=0).columns if column not in _TEXT]
+    return pd.read_csv(file, index_col='row', dtype=dict.fromkeys(_TEXT, str), keep_default_na=False,
+                       na_values=dict.fromkeys(numbers, ''))
+
 # %% ../../nbs/store/05_runs.ipynb #17e15e7f
 def load_predictions(run_id: str, *, tracking_uri: str | None = None) -> pd.DataFrame:
     """What a run predicts for its test molecules.
@@ -421,4 +430,4 @@ def load_predictions(run_id: str, *, tracking_uri: str | None = None) -> pd.Data
     """
     with tempfile.TemporaryDirectory() as folder:
         file = fetch_artifacts(connect(tracking_uri), run_id, folder, 'test_predictions.csv')
-        return pd.read_csv(file, index_col='row', converters=dict(name=str, smiles=str))
+        return _predictions(file)
