@@ -8,7 +8,7 @@ __all__ = ['DEFAULT_GCN', 'REFERENCE', 'PUBLISHED', 'BenchResult', 'data_key', '
            'differences', 'Published', 'report_of', 'options_of', 'run_benchmark']
 
 # %% ../../nbs/benchmark/02_boards.ipynb #b5af5297
-import hashlib, json, multiprocessing as mp, os, shlex, signal, threading, time
+import hashlib, json, multiprocessing as mp, os, shlex, signal, sys, threading, time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -173,7 +173,7 @@ def _work(folder: Path, dataset: Dataset, splits: dict[str, Split], models: dict
 
 def _count(processes: list, done, total: int):
     "Show how far the processes are; raises `BioaiError` when one of them fails."
-    with tqdm(total=total, desc='models', unit='model') as bar:
+    with tqdm(total=total, desc='models', unit='model', disable=sys.stderr is None) as bar:
         while any(p.is_alive() for p in processes) or not done.empty():
             if done.empty(): time.sleep(.1)
             else: bar.update(bool(done.get()))

@@ -6,7 +6,7 @@
 __all__ = ['machine_differences', 'retrain', 'signature', 'champion_run', 'failed_settings', 'Promotion', 'promote']
 
 # %% ../../nbs/registry/04_promotion.ipynb #9fb32122
-import html, tempfile, warnings
+import html, sys, tempfile, warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +64,8 @@ def retrain(
     writer = Writer(store, task, _repeats(chosen) | lineage(task.dataset, task.split, device))
     run = writer.open(writer.draft(config))
     try:
-        with tqdm(total=epochs_of(config), desc='retraining', unit='epoch', dynamic_ncols=True) as bar:
+        with tqdm(total=epochs_of(config), desc='retraining', unit='epoch', dynamic_ncols=True,
+                  disable=sys.stderr is None) as bar:
             result = train_any(config, task, device, bar.update)
     except BaseException:
         fail_run(store, run.run_id, _INTERRUPTED, 'KILLED')

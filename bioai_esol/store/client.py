@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_STORE', 'EXPERIMENT', 'HTTP_REFUSALS', 'prepare_mlflow', 'sqlite_path', 'store_uri', 'one_line', 'Client',
-           'Store', 'check_reachable', 'connect', 'user', 'process_alive', 'store_lock']
+           'Store', 'check_reachable', 'connect', 'user', 'process_alive', 'state_folders', 'store_lock']
 
 # %% ../../nbs/store/01_client.ipynb #4937000a
 import getpass, hashlib, logging, os, re, socket, sys, tempfile
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
+
+import platformdirs
 
 from ..errors import StoreError
 
@@ -196,6 +198,14 @@ def process_alive(
     except ProcessLookupError: return False
     except PermissionError: return True  # somebody else's
     return True
+
+# %% ../../nbs/store/01_client.ipynb #1fc3f023
+def state_folders() -> list[Path]:
+    "Where this user's programs keep what has to survive them, best first; none of them has been tried."
+    folders = [platformdirs.user_state_path('bioai-esol')]
+    try: folders.append(Path(tempfile.gettempdir()) / f"bioai-esol-{user().replace('/', '-')}")
+    except FileNotFoundError: pass  # no folder for temporary files: whoever writes is refused by the first one, too
+    return [folder for folder in folders if folder.is_absolute()]
 
 # %% ../../nbs/store/01_client.ipynb #6c215f28
 def store_lock(

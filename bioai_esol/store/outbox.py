@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock, Timeout
 
 from ..errors import StoreError
-from .client import one_line, sqlite_path, Store, user
+from .client import one_line, sqlite_path, state_folders, Store
 
 # %% ../../nbs/store/03_outbox.ipynb #3e08d8e0
 def now_ms() -> int:  # milliseconds since 1970
@@ -80,8 +79,7 @@ def outbox_folders(
     "The folders where runs for this store may be kept, best first."
     path = sqlite_path(store.uri)
     key = hashlib.sha256(str(path or store.uri).encode()).hexdigest()[:12]
-    temporary = Path(tempfile.gettempdir()) / f'bioai-esol-{user()}'
-    return [platformdirs.user_state_path('bioai-esol') / key, temporary / key]
+    return [folder / key for folder in state_folders()]
 
 @contextmanager
 def _locked(place: Path) -> Iterator[None]:

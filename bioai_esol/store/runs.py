@@ -8,7 +8,7 @@ __all__ = ['MEMBERS_SUFFIX', 'SUMMARY', 'typed_params', 'search', 'runs_table', 
            'load_predictions']
 
 # %% ../../nbs/store/05_runs.ipynb #e1eb87b4
-import contextlib, difflib, gc, itertools, json, sqlite3, tempfile
+import contextlib, difflib, gc, itertools, json, sqlite3, sys, tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -309,7 +309,8 @@ def _from_server(store: Store, run_ids: Sequence[str], metrics: Sequence[str]) -
     rows = []
     with ThreadPoolExecutor(8) as pool:
         answers = pool.map(lambda question: store.client.get_metric_history(*question), questions)
-        bar = tqdm(answers, 'histories', len(questions), delay=1, dynamic_ncols=True)
+        bar = tqdm(answers, 'histories', len(questions), delay=1, dynamic_ncols=True,
+                   disable=sys.stderr is None)
         for (run_id, metric), points in zip(questions, bar):
             points = sorted(points, key=lambda point: point.timestamp)
             rows += [(run_id, point.step, metric, point.value) for point in points]

@@ -116,9 +116,10 @@ class _Progress:
         self.failed = 0
         self.total = reused + sum(map(len, blocks))
         self.best = float('inf')
-        is_watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
+        is_closed = sys.stderr is None  # `2>&-`
+        is_watched = 'ipykernel' in sys.modules or not is_closed and sys.stderr.isatty()
         self.bar = tqdm(total=round(sum(map(block_cost, blocks))), dynamic_ncols=True, smoothing=0.05,
-                        mininterval=0.2 if is_watched else 30,
+                        mininterval=0.2 if is_watched else 30, disable=is_closed,
                         bar_format='{l_bar}{bar}| {elapsed} < {remaining}{postfix}')
         self.show()
 
