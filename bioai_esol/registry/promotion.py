@@ -87,7 +87,7 @@ def _same_conditions(run: dict, code: dict[str, str]) -> bool:
 def _repetition(store: Store, registry: Snapshot, chosen: dict) -> dict | None:
     "A finished repetition of the chosen run, by this code on this machine, that is neither archived nor failed."
     code = code_version()
-    if not code or code.get('git_dirty') == 'true': return None
+    if 'code_version' not in code or code.get('git_dirty') == 'true': return None
     for run in reversed(search(store, kind='retraining', repeats_run=chosen['run_id'])):
         row = run_row(store, run.info.run_id)
         version = registry.of_run(run.info.run_id)
