@@ -30,7 +30,7 @@ from ..stats.metrics import bootstrap_rmse, fold_rmse_difference, mae, rmse
 from ..chem.split import Split
 from .splits import bench_splits, family, write_splits
 from ..training.engine import Task, train, TrainResult
-from ..training.worker import die_with_parent
+from ..training.worker import die_with_parent, require_loadable_main
 
 # %% ../../nbs/benchmark/02_boards.ipynb #341a38c8
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ def judge_all(
     workers: int | None = None,  # processes; one per core when not given
 ) -> list[BenchResult]:          # of these models, and of other programs that left theirs there
     "Train every model on every split, apart from what is there already."
+    require_loadable_main()
     folder, splits = Path(folder), bench_splits(dataset)
     models = dict(models or bench_models())
     write_splits(folder, dataset)

@@ -31,7 +31,7 @@ from .grid import block_cost, blocks, Grid, MEMBERS, SEEDS
 from ..training.config import split_key, TrainConfig
 from ..training.engine import make_task, TrainResult
 from ..training.lineage import lineage
-from ..training.worker import train_from_pipe
+from ..training.worker import require_loadable_main, train_from_pipe
 
 # %% ../../nbs/sweep/02_runner.ipynb #aa35a241
 @dataclass
@@ -438,7 +438,8 @@ def run_sweep(
     Raises
     ------
     BioaiError
-        The same sweep is running already, or the store cannot take it.
+        The same sweep is running already, the store cannot take it, or a script calls this without
+        ``if __name__ == '__main__':``.
     SweepInterrupted
         It was stopped before its end.
 
@@ -459,6 +460,7 @@ def run_sweep(
     start = time.perf_counter()
     grid = grid or Grid()
     dataset = dataset or load_esol()
+    require_loadable_main()
     device = _device(grid.device)  # refused before a store is made
     store = connect(tracking_uri, create=True)
     if fresh: grid = grid.model_copy(update=dict(run_tag=unused_run_tag(store, grid.run_tag)))
