@@ -350,6 +350,8 @@ def _server(args) -> int:
     return run_server(ServerSettings(**{name: value for name, value in values.items() if value}))
 
 def _serve(args) -> int:
+    from bioai_esol.store.client import ensure_home
+    ensure_home()  # before MLflow is imported, which the endpoint does
     from bioai_esol.serving.endpoint import serve
     return serve(args.port, tracking_uri=args.tracking_uri)
 

@@ -17,7 +17,7 @@ from urllib.request import urlopen
 from pydantic import Field
 
 from ..errors import BioaiError, Settings
-from .client import DEFAULT_STORE, sqlite_path
+from .client import DEFAULT_STORE, ensure_home, sqlite_path
 from .doctor import database_findings, database_uri, Finding, require, s3_findings
 
 # %% ../../nbs/store/06_tracking_server.ipynb #bc8806e8
@@ -219,6 +219,7 @@ def run_process(
 ) -> int:                         # exit status
     "Run a server until it ends or is interrupted; raises `BioaiError` when it fails."
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
+    ensure_home()
     log = subprocess.DEVNULL if sys.stderr is None else sys.stderr.fileno()  # `2>&-`
     process = subprocess.Popen(command, env=os.environ | dict(PATH=path) | env, stdout=log, stderr=log,
                                start_new_session=True)

@@ -1,7 +1,9 @@
 "The program in surroundings that are not those of a desk: closed streams, a terminal of few characters, errors that nobody expected."
 import json
+import os
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import tempfile
@@ -69,3 +71,31 @@ def test_a_traceback_finds_its_second_place_or_says_that_it_has_none(crash, monk
 def test_a_mistake_has_its_status_with_debug_too(here):
     done = here('status', '--debug')
     assert done.returncode == 2 and 'Traceback' in done.stderr and 'no tracking store' in done.stderr.splitlines()[-1]
+
+
+NAMELESS = ['unshare', '--user', '--map-user=4242', '--map-group=4242']  # a user as in a container: a number, no name, no rights
+
+
+@pytest.fixture
+def nameless(tmp_path):
+    "nameless(*args, home=…): the program for a user who has no entry in passwd, with this home or with none."
+    if not shutil.which('unshare') or subprocess.run([*NAMELESS, 'true'], capture_output=True).returncode:
+        pytest.skip('this machine allows no user namespaces')
+    fresh(tmp_path)
+    known = {name: value for name, value in os.environ.items() if name not in ('HOME', 'LOGNAME', 'USER', 'LNAME', 'USERNAME') and 'XDG' not in name}
+
+    def run(*args, home=None):
+        env = known | (dict(HOME=str(home)) if home else {})
+        return subprocess.run([*NAMELESS, PROGRAM, *args], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=env)
+    return run
+
+
+@pytest.mark.parametrize('home', [None, '/dev/null', 'closed'])
+def test_a_user_without_a_usable_home_can_train(nameless, tmp_path, home):
+    if home == 'closed':
+        home = tmp_path / 'closed'
+        home.mkdir(mode=0o000)
+    done = nameless(*RIDGE, home=home)
+    assert done.returncode == 0 and '1 trained' in done.stdout, done.stderr
+    assert done.stderr.count('descriptors are computed anew each time') == 1 and 'Traceback' not in done.stderr
+    assert not (tmp_path / '~').exists()
