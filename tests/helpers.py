@@ -55,8 +55,8 @@ def fresh(folder):
     return uri_of(folder)
 
 
-def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42):
-    "A sweep of one run as `run_sweep` writes it, trained in this process: no worker has to import PyTorch for it."
+def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42, dataset=None):
+    "A sweep of one run as `run_sweep` writes it, on ESOL or another `dataset`, trained in this process: no worker has to import PyTorch for it."
     from bioai_esol.chem.dataset import load_esol
     from bioai_esol.sweep.grid import Grid
     from bioai_esol.training.lineage import lineage
@@ -65,7 +65,7 @@ def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42):
     from bioai_esol.training.engine import make_task, train
     grid = Grid(hidden_dim=hidden_dim, lr=1e-2, batch_size=128, dropout=0, weight_decay=0, epochs=epochs, seed=seed, run_tag=run_tag)
     [config], store = grid.configs(), connect(uri, create=True)
-    task = make_task(load_esol(), config)
+    task = make_task(dataset or load_esol(), config)
     tags = dict(run_tag=run_tag, kind='run') | lineage(task.dataset, task.split)
     parent = store.client.create_run(store.experiment_id, tags=tags | dict(kind='sweep'), run_name=f'sweep {run_tag}').info.run_id
     writer = Writer(store, task, tags, parent)

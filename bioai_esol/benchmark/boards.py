@@ -8,7 +8,7 @@ __all__ = ['DEFAULT_GCN', 'REFERENCE', 'PUBLISHED', 'BenchResult', 'data_key', '
            'differences', 'Published', 'report_of', 'options_of', 'run_benchmark']
 
 # %% ../../nbs/benchmark/02_boards.ipynb #b5af5297
-import hashlib, json, multiprocessing as mp, os, shlex, signal, threading, time
+import hashlib, json, multiprocessing as mp, os, shlex, signal, sys, threading, time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..stats.metrics import bootstrap_rmse, fold_rmse_difference, mae, rmse
 from ..chem.split import Split
 from .splits import bench_splits, family, write_splits
 from ..training.engine import Task, train, TrainResult
-from ..training.worker import die_with_parent
+from ..training.worker import die_with_parent, require_loadable_main
 
 # %% ../../nbs/benchmark/02_boards.ipynb #341a38c8
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _work(folder: Path, dataset: Dataset, splits: dict[str, Split], models: dict
 
 def _count(processes: list, done, total: int):
     "Show how far the processes are; raises `BioaiError` when one of them fails."
-    with tqdm(total=total, desc='models', unit='model') as bar:
+    with tqdm(total=total, desc='models', unit='model', disable=sys.stderr is None) as bar:
         while any(p.is_alive() for p in processes) or not done.empty():
             if done.empty(): time.sleep(.1)
             else: bar.update(bool(done.get()))
@@ -211,6 +211,7 @@ def judge_all(
     workers: int | None = None,  # processes; one per core when not given
 ) -> list[BenchResult]:          # of these models, and of other programs that left theirs there
     "Train every model on every split, apart from what is there already."
+    require_loadable_main()
     folder, splits = Path(folder), bench_splits(dataset)
     models = dict(models or bench_models())
     write_splits(folder, dataset)

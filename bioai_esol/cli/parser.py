@@ -34,7 +34,8 @@ _DESCRIPTION = """From a hyperparameter sweep to a trusted production model of a
 
 Runs are kept in ./mlflow.db unless --tracking-uri or MLFLOW_TRACKING_URI names another MLflow store."""
 
-_EXITS = "Exit status: 0 done, 1 a rule said no, 2 wrong use or broken input."
+_EXITS = ("Exit status: 0 done, 1 a rule said no, 2 wrong use or broken input, 70 an error that nobody expected, "
+          "130 interrupted.")
 
 # %% ../../nbs/cli/01_parser.ipynb #277d2397
 def _store_option(p: argparse.ArgumentParser):

@@ -377,13 +377,15 @@ def decide_reproduction(
 
 # %% ../../nbs/registry/01_policy.ipynb #3a9e5af1
 def code_rules(
-    run: Mapping,               # `code_version` and `git_dirty`, and `uncommitted` when the files are known
+    run: Mapping,               # `code_version`, `git_dirty`, `uncommitted` where files are known; or `code_problem`
     allow_dirty: bool = False,  # accept uncommitted changes
 ) -> list[Rule]:
     "Is the code known, and is it what was committed?"
     code, files = _text(run, 'code_version'), _text(run, 'uncommitted')
     dirty = _text(run, 'git_dirty') == 'true'
-    unknown = 'no code version: run from a git checkout or an installed release, then sweep and promote again'
+    problem = _text(run, 'code_problem')
+    if problem: unknown = f"no code version; once this is mended, sweep and promote again: {problem}"
+    else: unknown = 'no code version: run from a git checkout or an installed release, then sweep and promote again'
     known = f"{code[:12]} is on record" if code else unknown
     if files: changes = f"uncommitted changes in {files}"
     else: changes = 'it was trained from a working tree with uncommitted changes'
@@ -415,7 +417,7 @@ def lineage_rules(
                     f"data {data[:12]} and split {split[:12]} are on record")]
 
 # %% ../../nbs/registry/01_policy.ipynb #05d877bb
-_CODE = ('code_version', 'git_commit', 'git_dirty', 'uncommitted')
+_CODE = ('code_version', 'git_commit', 'git_dirty', 'uncommitted', 'code_problem')
 
 def as_retrained(
     run: Mapping,                 # a row of a sweep

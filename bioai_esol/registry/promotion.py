@@ -6,7 +6,7 @@
 __all__ = ['machine_differences', 'retrain', 'signature', 'champion_run', 'failed_settings', 'Promotion', 'promote']
 
 # %% ../../nbs/registry/04_promotion.ipynb #9fb32122
-import html, tempfile, warnings
+import html, sys, tempfile, warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +64,8 @@ def retrain(
     writer = Writer(store, task, _repeats(chosen) | lineage(task.dataset, task.split, device))
     run = writer.open(writer.draft(config))
     try:
-        with tqdm(total=epochs_of(config), desc='retraining', unit='epoch', dynamic_ncols=True) as bar:
+        with tqdm(total=epochs_of(config), desc='retraining', unit='epoch', dynamic_ncols=True,
+                  disable=sys.stderr is None) as bar:
             result = train_any(config, task, device, bar.update)
     except BaseException:
         fail_run(store, run.run_id, _INTERRUPTED, 'KILLED')
@@ -86,7 +87,7 @@ def _same_conditions(run: dict, code: dict[str, str]) -> bool:
 def _repetition(store: Store, registry: Snapshot, chosen: dict) -> dict | None:
     "A finished repetition of the chosen run, by this code on this machine, that is neither archived nor failed."
     code = code_version()
-    if not code or code.get('git_dirty') == 'true': return None
+    if 'code_version' not in code or code.get('git_dirty') == 'true': return None
     for run in reversed(search(store, kind='retraining', repeats_run=chosen['run_id'])):
         row = run_row(store, run.info.run_id)
         version = registry.of_run(run.info.run_id)

@@ -6,7 +6,7 @@
 __all__ = ['LOCK_TIMEOUT_S', 'logger', 'migrate']
 
 # %% ../../nbs/store/07_migration.ipynb #aab5057f
-import hashlib, logging
+import hashlib, logging, sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -199,7 +199,7 @@ logger = logging.getLogger('bioai_esol')
 
 def _bar(connection: Connection, tables: Iterable[Table], doing: str) -> tqdm:
     total = sum(_count(connection, t) for t in tables)
-    return tqdm(total=total, desc=doing, unit=' rows', dynamic_ncols=True)
+    return tqdm(total=total, desc=doing, unit=' rows', dynamic_ncols=True, disable=sys.stderr is None)
 
 def _copy_all(old: Connection, sources: dict[str, Table], new: Connection, targets: dict[str, Table]) -> pd.DataFrame:
     "Copy every table, then read them back: one row per table."

@@ -8,7 +8,7 @@ __all__ = ['MEMBERS_SUFFIX', 'SUMMARY', 'typed_params', 'search', 'runs_table', 
            'load_predictions']
 
 # %% ../../nbs/store/05_runs.ipynb #e1eb87b4
-import contextlib, difflib, gc, itertools, json, sqlite3, tempfile
+import contextlib, difflib, gc, itertools, json, sqlite3, sys, tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -309,7 +309,8 @@ def _from_server(store: Store, run_ids: Sequence[str], metrics: Sequence[str]) -
     rows = []
     with ThreadPoolExecutor(8) as pool:
         answers = pool.map(lambda question: store.client.get_metric_history(*question), questions)
-        bar = tqdm(answers, 'histories', len(questions), delay=1, dynamic_ncols=True)
+        bar = tqdm(answers, 'histories', len(questions), delay=1, dynamic_ncols=True,
+                   disable=sys.stderr is None)
         for (run_id, metric), points in zip(questions, bar):
             points = sorted(points, key=lambda point: point.timestamp)
             rows += [(run_id, point.step, metric, point.value) for point in points]
@@ -384,6 +385,15 @@ def load_histories(runs: pd.DataFrame, metrics: str | Sequence[str] | None = Non
         histories = _from_file(path, run_ids, names) if path else _from_server(store, run_ids, names)
     return _ordered(histories, run_ids, names)
 
+# %% ../../nbs/store/05_runs.ipynb #5d221031
+_TEXT = ('name', 'smiles')  # columns of the predictions; all others hold numbers
+
+def _predictions(file: Path) -> pd.DataFrame:
+    "The table of predictions that a run has kept, by row of its data set."
+    numbers = [column for column in pd.read_csv(file, nrows=0).columns if column not in _TEXT]
+    return pd.read_csv(file, index_col='row', dtype=dict.fromkeys(_TEXT, str), keep_default_na=False,
+                       na_values=dict.fromkeys(numbers, ''))
+
 # %% ../../nbs/store/05_runs.ipynb #17e15e7f
 def load_predictions(run_id: str, *, tracking_uri: str | None = None) -> pd.DataFrame:
     """What a run predicts for its test molecules.
@@ -421,4 +431,4 @@ def load_predictions(run_id: str, *, tracking_uri: str | None = None) -> pd.Data
     """
     with tempfile.TemporaryDirectory() as folder:
         file = fetch_artifacts(connect(tracking_uri), run_id, folder, 'test_predictions.csv')
-        return pd.read_csv(file, index_col='row', converters=dict(name=str, smiles=str))
+        return _predictions(file)

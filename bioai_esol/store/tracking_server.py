@@ -17,7 +17,7 @@ from urllib.request import urlopen
 from pydantic import Field
 
 from ..errors import BioaiError, Settings
-from .client import DEFAULT_STORE, sqlite_path
+from .client import DEFAULT_STORE, ensure_home, sqlite_path
 from .doctor import database_findings, database_uri, Finding, require, s3_findings
 
 # %% ../../nbs/store/06_tracking_server.ipynb #bc8806e8
@@ -126,7 +126,7 @@ def _made_password(folder: Path) -> str:
 def _first_password(folder: Path) -> str:
     "The administrator's password for a database of accounts that is still empty."
     password = os.environ.get('MLFLOW_AUTH_ADMIN_PASSWORD')
-    if not password: password = _asked_password() if sys.stdin.isatty() else _made_password(folder)
+    if not password: password = _asked_password() if sys.stdin and sys.stdin.isatty() else _made_password(folder)
     if len(password) < MIN_PASSWORD_LENGTH:
         raise BioaiError(f"the password of 'admin' has {len(password)} characters: "
                          f"it must have at least {MIN_PASSWORD_LENGTH}")
@@ -219,7 +219,9 @@ def run_process(
 ) -> int:                         # exit status
     "Run a server until it ends or is interrupted; raises `BioaiError` when it fails."
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
-    process = subprocess.Popen(command, env=os.environ | dict(PATH=path) | env, stdout=sys.stderr.fileno(),
+    ensure_home()
+    log = subprocess.DEVNULL if sys.stderr is None else sys.stderr.fileno()  # `2>&-`
+    process = subprocess.Popen(command, env=os.environ | dict(PATH=path) | env, stdout=log, stderr=log,
                                start_new_session=True)
     try:
         _wait_until_ready(process, alive)

@@ -8,7 +8,7 @@ __all__ = ['PRESET_GAP_THRESHOLD', 'CHOICE_RULE', 'Members', 'SharedByMembers', 
            'PresetResult', 'run_preset']
 
 # %% ../../nbs/sweep/03_ensemble.ipynb #1ed540a3
-import hashlib, itertools, json, tempfile, time
+import hashlib, itertools, json, sys, tempfile, time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -201,7 +201,8 @@ _BAR_DELAY_S = 2.
 
 def _slowly(steps: Iterable, what: str):
     "`steps`, with a progress bar and the time left once they take long."
-    return tqdm(steps, what, delay=_BAR_DELAY_S, dynamic_ncols=True, leave=False)
+    return tqdm(steps, what, delay=_BAR_DELAY_S, dynamic_ncols=True, leave=False,
+                disable=sys.stderr is None)
 
 def _try_combinations(models: Sequence[FittedModel], task: Task) -> pd.DataFrame:  # of `choose_kinds`
     "Ask every model about the validation molecules, and compare the means."

@@ -6,9 +6,10 @@ import time
 
 import pandas as pd
 import pytest
-from helpers import copied, uri_of
+from helpers import copied, fresh, sweep_here, uri_of
 from stores import mlflow_server
 
+from bioai_esol.chem.dataset import load_esol, load_table
 from bioai_esol.store.runs import load_histories, load_predictions, load_runs
 from bioai_esol.store.client import connect
 from bioai_esol.training.engine import HISTORY
@@ -67,3 +68,17 @@ def test_what_is_not_there_is_one_line(tmp_path, what):
     from bioai_esol.errors import BioaiError
     with pytest.raises(BioaiError, match="no tracking store at .*run 'bioai-esol sweep' first"):
         what(uri_of(tmp_path))
+
+
+@pytest.mark.parametrize('name', [
+    lambda i: f'{i:06}', lambda i: ('TRUE', 'FALSE')[i % 2], lambda i: f'{i}e5', lambda i: ('NA', 'nan', 'null', 'None')[i % 4]],
+    ids=['digits', 'truths', 'exponents', 'nothings'])
+def test_names_that_look_like_something_else_stay_text(tmp_path, name):
+    frame = load_esol().frame.head(60)
+    named = frame.assign(name=[name(i) for i in range(len(frame))])
+    named.to_csv(tmp_path / 'mine.csv', index=False)
+    uri = fresh(tmp_path)
+    sweep_here(uri, 'mine', 1, dataset=load_table(tmp_path / 'mine.csv'))
+    predictions = load_predictions(load_runs('mine', tracking_uri=uri).run_id[0], tracking_uri=uri)
+    assert len(predictions) and predictions.name.tolist() == [name(i) for i in predictions.index]
+    assert predictions.smiles.tolist() == frame.smiles[predictions.index].tolist()

@@ -4,6 +4,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 
 import psutil
@@ -220,3 +221,35 @@ def test_own_table(tmp_path):
 def test_the_store_must_be_usable(tmp_path):
     with pytest.raises(BioaiError, match='does not exist'):
         run_sweep(Grid(), tracking_uri=f'sqlite:///{tmp_path}/none/mlflow.db')
+
+
+SCRIPT = """import os
+from bioai_esol.sweep.grid import Grid
+from bioai_esol.sweep.runner import run_sweep
+def go(): print(run_sweep(Grid(architecture='ridge', run_tag='g', workers=1)).trained, 'trained')
+"""
+GUARD = "if __name__ == '__main__':"
+
+
+@pytest.mark.parametrize('call', ["if os.getcwd():\n    go()", 'import threading\nt = threading.Thread(target=go)\nt.start()\nt.join()'])
+def test_a_script_without_a_main_guard_starts_nothing(tmp_path, call):
+    (tmp_path / 'sweep.py').write_text(SCRIPT + call)
+    done = subprocess.run([sys.executable, 'sweep.py'], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    last = done.stderr.splitlines()[-1]
+    assert 'BioaiError' in last and GUARD in last and 'trained' not in done.stdout
+    assert done.stderr.count('Traceback') == 1 and not (tmp_path / 'mlflow.db').exists()
+
+
+def test_a_program_from_standard_input_starts_nothing(tmp_path):
+    done = subprocess.run([sys.executable, '-'], input=f'{SCRIPT}{GUARD}\n    go()', cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    last = done.stderr.splitlines()[-1]
+    assert 'BioaiError' in last and GUARD in last and not (tmp_path / 'mlflow.db').exists()
+
+
+@pytest.mark.parametrize('how', ['-c', '-m'])
+def test_programs_that_workers_can_load_train(tmp_path, how):
+    fresh(tmp_path)
+    (tmp_path / 'sweep.py').write_text(f'{SCRIPT}{GUARD}\n    go()\n')
+    command = {'-c': ['-c', f'{SCRIPT}go()'], '-m': ['-m', 'sweep']}[how]
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and done.stdout == '1 trained\n', done.stderr
