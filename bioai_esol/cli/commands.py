@@ -233,7 +233,7 @@ def _history(args) -> int:
 
 def _entry_line(r, moves: int) -> str:
     "One decision: when, what, which version, who, with which code; the reason on lines of its own."
-    version = f"version {r.version}" if r.version else '–'
+    version = f"version {r.version}" if isinstance(r.version, str) else '–'  # pandas may make NaN of None
     when = f"{r.time:%Y-%m-%d %H:%M:%S}"
     what = [when, f"{r.action:9}", f"{version:10}", f"{r.outcome:7}", f"{r.moves or '–':{moves}}"]
     return '  '.join([*what, r.who, f"code {r.code_version[:10]}"]) + _under(r.reason, 21)

@@ -23,6 +23,7 @@ from .client import (check_reachable, Client, EXPERIMENT, HTTP_REFUSALS, one_lin
 
 if TYPE_CHECKING:
     import requests
+    from mlflow.entities import Experiment
     from sqlalchemy import Connection
 
 # %% ../../nbs/store/02_doctor.ipynb #44b386ce
@@ -320,15 +321,24 @@ def require_writable_artifacts(
     require(artifact_findings(store.uri, experiment.artifact_location))
 
 # %% ../../nbs/store/02_doctor.ipynb #cb59125c
+def _experiment_finding(experiment: 'Experiment | None') -> Finding | None:
+    "An experiment that somebody deleted takes no runs; None when nothing is wrong."
+    if experiment is None or experiment.lifecycle_stage == 'active': return None
+    return Finding('experiment', False, f"the experiment {EXPERIMENT!r} was deleted",
+                   f"'mlflow experiments restore -x {experiment.experiment_id}' brings it back")
+
 def _artifacts_of(uri: str) -> Iterator[Finding]:
     "Where the artifacts of this store go, or will go."
     path = sqlite_path(uri)
     if path and not path.exists(): return _folder_findings(uri, path.parent / 'mlartifacts')
     experiment = Client(uri).get_experiment_by_name(EXPERIMENT)
+    deleted = _experiment_finding(experiment)
+    if deleted: return iter([deleted])
     if experiment: return artifact_findings(uri, experiment.artifact_location)
     if path: return _folder_findings(uri, path.parent / 'mlartifacts')
     return iter([Finding('artifacts', True, 'there is no experiment yet; the first sweep makes it, and asks')])
 
+# %% ../../nbs/store/02_doctor.ipynb #d1b92499
 def diagnose(
     *,
     tracking_uri: str | None = None,  # see `client.store_uri`
