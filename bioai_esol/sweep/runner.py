@@ -25,7 +25,7 @@ from ..models.fitted import MoleculeSet
 from ..store.client import connect, Store, store_lock
 from ..store.doctor import require_writable_artifacts
 from ..store.outbox import deliver_pending, now_ms, Outbox, Record
-from ..store.runs import runs_table, search, typed_runs
+from ..store.runs import runs_table, search, typed_runs, whole_tag
 from ..store.writer import Delivery, fail_run, Writer
 from .grid import block_cost, blocks, Grid, MEMBERS, SEEDS
 from ..training.config import split_key, TrainConfig
@@ -62,7 +62,7 @@ def _elsewhere(store: Store, run_tag: str) -> dict[str, str]:  # run id -> host
     hosts = {}
     for run in search(store, run_tag=run_tag, kind='sweep'):
         tags = run.data.tags
-        silent_ms = now_ms() - int(tags.get('seen_alive', 0))
+        silent_ms = now_ms() - (whole_tag(run, 'seen_alive') or 0)
         is_alive = run.info.status == 'RUNNING' and silent_ms < 1000 * HEARTBEAT_TIMEOUT_S
         if is_alive and tags['host'] != socket.gethostname(): hosts[run.info.run_id] = tags['host']
     return hosts
