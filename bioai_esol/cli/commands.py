@@ -97,9 +97,10 @@ def _train_or_sweep(args) -> int:
     return _tell_sweep(run_sweep(grid, dataset, tracking_uri=args.tracking_uri, fresh=getattr(args, 'fresh', False)))
 
 def _tell_sweep(result) -> int:
+    from bioai_esol.errors import without_password
     from bioai_esol.analysis.effects import leaderboard
     print(f"{result.trained} trained, {result.reused} finished before, {len(result.failed)} failed, "
-          f"in {result.seconds:.0f} s; run tag {result.run_tag!r} in {result.tracking_uri}")
+          f"in {result.seconds:.0f} s; run tag {result.run_tag!r} in {without_password(result.tracking_uri)}")
     for _, run in result.failed.iterrows(): print(f"  {run.run_name}: {run.error}")
     if len(result.failed) == len(result.runs): return 1
     print(leaderboard(result.runs).head(10).to_string(index=False))

@@ -19,7 +19,7 @@ from urllib.request import url2pathname
 
 from ..errors import StoreError
 from .client import (check_reachable, Client, EXPERIMENT, HTTP_REFUSALS, one_line, prepare_mlflow,
-                                     sqlite_path, Store, store_uri)
+                                     shown_uri, sqlite_path, Store, store_uri)
 
 if TYPE_CHECKING:
     import requests
@@ -246,7 +246,7 @@ def _ask(uri: str, method: str, path: str, **kwargs) -> 'requests.Response':
     prepare_mlflow()
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
-    with one_line(f"{uri} did not answer within {PROBE_TIMEOUT_S} s"):
+    with one_line(f"{shown_uri(uri)} did not answer within {PROBE_TIMEOUT_S} s"):
         return http_request(get_default_host_creds(uri), path, method, max_retries=0, timeout=PROBE_TIMEOUT_S,
                             raise_on_status=False, **kwargs)
 
@@ -258,7 +258,7 @@ def server_findings(
     uri: str,  # http:// address of the server
 ) -> Iterator[Finding]:
     "Does this tracking server answer, and to this user? Stops at the first no."
-    what = f'server {uri}'
+    what = f'server {shown_uri(uri)}'
     try:
         check_reachable(uri)
         response = _ask(uri, 'GET', '/api/2.0/mlflow/experiments/get', params=dict(experiment_id='0'))
@@ -271,7 +271,7 @@ def server_findings(
 # %% ../../nbs/store/02_doctor.ipynb #03214208
 def _proxied_findings(uri: str, location: str) -> Iterator[Finding]:
     "Artifacts that the server writes: a small one is written, read and deleted."
-    what = f'artifacts behind {uri}'
+    what = f'artifacts behind {shown_uri(uri)}'
     path = f"/api/2.0/mlflow-artifacts/artifacts/{urlsplit(location).path.strip('/')}/bioai-esol-doctor"
     try:
         for method, kwargs in (('PUT', dict(data=b'may be deleted')), ('GET', {}), ('DELETE', {})):

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated
-from urllib.request import urlopen
+from urllib.request import build_opener, ProxyHandler
 
 from pydantic import Field
 
 from ..errors import BioaiError, Settings
-from .client import DEFAULT_STORE, sqlite_path
+from .client import DEFAULT_STORE, shown_uri, sqlite_path
 from .doctor import database_findings, database_uri, Finding, require, s3_findings
 
 # %% ../../nbs/store/06_tracking_server.ipynb #bc8806e8
@@ -189,7 +189,7 @@ SERVER_START_TIMEOUT_S = 120.  # seconds until a server must answer
 SERVER_STOP_TIMEOUT_S = 10.    # seconds until a server that was asked to end is killed
 
 def _answers(url: str) -> bool:
-    try: urlopen(url, timeout=2).close()
+    try: build_opener(ProxyHandler({})).open(url, timeout=2).close()
     except OSError: return False
     return True
 
@@ -234,8 +234,9 @@ def run_process(
 def _say_ready(s: ServerSettings):
     "Say where things are, and what to type in another terminal."
     direct = _writes_direct(s)
+    database = shown_uri(s.backend).removeprefix('postgresql://')
     print(f"\nMLflow server: {s.url}\n"
-          f"  runs in {s.backend.split('@')[-1]}, artifacts in {s.artifacts or s.folder / 'mlartifacts'}, "
+          f"  runs in {database}, artifacts in {s.artifacts or s.folder / 'mlartifacts'}, "
           f"written by {'each client' if direct else 'the server'}\n\n"
           f"in another terminal:\n  export MLFLOW_TRACKING_URI={s.url}")
     if direct and s.s3_endpoint: print(f"  export MLFLOW_S3_ENDPOINT_URL={s.s3_endpoint}")

@@ -20,7 +20,7 @@ from filelock import Timeout
 from tqdm.auto import tqdm
 
 from ..chem.dataset import Dataset, load_esol
-from ..errors import BioaiError, ConfigError
+from ..errors import BioaiError, ConfigError, without_password
 from ..models.fitted import MoleculeSet
 from ..store.client import connect, Store, store_lock
 from ..store.doctor import require_writable_artifacts
@@ -364,7 +364,7 @@ class SweepResult:
 # %% ../../nbs/sweep/02_runner.ipynb #4b9d0d11
 def _headline(result: SweepResult) -> str:
     return (f"Sweep, run tag {result.run_tag!r}: {result.trained} trained, {result.reused} finished before, "
-            f"{len(result.failed)} failed, in {result.seconds:.0f} s; {result.tracking_uri}")
+            f"{len(result.failed)} failed, in {result.seconds:.0f} s; {without_password(result.tracking_uri)}")
 
 def _result_text(result: SweepResult) -> str:
     table = _leaders(result.runs)
