@@ -19,7 +19,7 @@ from urllib.request import url2pathname
 
 from ..errors import StoreError
 from .client import (check_reachable, Client, EXPERIMENT, HTTP_REFUSALS, one_line, prepare_mlflow,
-                                     shown_uri, sqlite_path, Store, store_uri)
+                                     shown_uri, sqlite_path, sqlite_uri, Store, store_uri)
 
 if TYPE_CHECKING:
     import requests
@@ -138,7 +138,8 @@ def database_uri(
     "Raises `StoreError` for an address that is not a database's, holds a password, or whose driver is not installed."
     scheme, _, rest = uri.partition('://')
     scheme = scheme.split('+')[0]
-    if scheme == 'sqlite' and sqlite_path(uri): return uri
+    path = sqlite_path(uri)
+    if path: return sqlite_uri(path)
     if scheme not in ('postgres', 'postgresql'):
         raise StoreError(f"{rest.split('@')[-1] or uri!r} is not a supported database: "
                          "give sqlite:///FILE or postgresql://USER@HOST/NAME")

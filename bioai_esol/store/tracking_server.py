@@ -17,7 +17,7 @@ from urllib.request import build_opener, ProxyHandler
 from pydantic import Field
 
 from ..errors import BioaiError, Settings
-from .client import DEFAULT_STORE, shown_uri, sqlite_path
+from .client import DEFAULT_STORE, shown_uri, sqlite_path, sqlite_uri
 from .doctor import database_findings, database_uri, Finding, require, s3_findings
 
 # %% ../../nbs/store/06_tracking_server.ipynb #bc8806e8
@@ -140,9 +140,10 @@ def accounts(
     folder.mkdir(mode=0o700, exist_ok=True)
     key, config, database = folder / 'secret_key', folder / 'basic_auth.ini', folder / 'accounts.db'
     if not key.exists(): _private(key, secrets.token_hex(32))
+    address = sqlite_uri(database).replace('%', '%%')  # in such a file, one % stands for something
     if not config.exists():
         _private(config, f"[mlflow]\ndefault_permission = READ\n"
-                         f"database_uri = sqlite:///{database}\nadmin_username = admin\n"
+                         f"database_uri = {address}\nadmin_username = admin\n"
                          "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
                          "auth_cache_ttl_seconds = 60\n")  # comparing a password takes longer than most requests
     env = dict(MLFLOW_FLASK_SERVER_SECRET_KEY=key.read_text(encoding='utf-8'), MLFLOW_AUTH_CONFIG_PATH=str(config))
