@@ -406,12 +406,14 @@ def importance(
     seed: int = 0,                  # of folds, forest and shuffling
 ) -> pd.DataFrame:                  # `axis`, `importance` with `low` and `high` over folds (log10 units), `r2`
     "Increase in a random forest's RMSE when one axis is shuffled, largest first; raises `BioaiError` for few runs."
+    from bioai_esol.models.regressors import unlogged  # imports PyTorch, which no other analysis needs
     table = finished_runs(runs)
     axes = varying_axes(table)
     if len(table) < MIN_IMPORTANCE_RUNS or not axes:
         raise BioaiError(f"{len(table)} finished runs in which {len(axes)} hyperparameters vary show no importance: "
                          f"ten runs are needed")
-    worse, r2 = _importances(table[axes].rank(method='dense').to_numpy(), table[metric].to_numpy(), seed)
+    with unlogged():
+        worse, r2 = _importances(table[axes].rank(method='dense').to_numpy(), table[metric].to_numpy(), seed)
     rows = []
     for axis, column in zip(axes, worse.T):
         mean = bootstrap_mean(column)

@@ -100,9 +100,10 @@ def _train_or_sweep(args) -> int:
     return _tell_sweep(run_sweep(grid, dataset, tracking_uri=args.tracking_uri, fresh=getattr(args, 'fresh', False)))
 
 def _tell_sweep(result) -> int:
+    from bioai_esol.errors import without_password
     from bioai_esol.analysis.effects import leaderboard
     print(f"{result.trained} trained, {result.reused} finished before, {len(result.failed)} failed, "
-          f"in {result.seconds:.0f} s; run tag {result.run_tag!r} in {result.tracking_uri}")
+          f"in {result.seconds:.0f} s; run tag {result.run_tag!r} in {without_password(result.tracking_uri)}")
     for _, run in result.failed.iterrows(): print(f"  {run.run_name}: {run.error}")
     if len(result.failed) == len(result.runs): return 1
     leaks = result.runs['split_leakage'].dropna() if 'split_leakage' in result.runs else []
@@ -239,7 +240,7 @@ def _history(args) -> int:
 
 def _entry_line(r, moves: int) -> str:
     "One decision: when, what, which version, who, with which code; the reason on lines of its own."
-    version = f"version {r.version}" if r.version else '–'
+    version = f"version {r.version}" if isinstance(r.version, str) else '–'  # pandas may make NaN of None
     when = f"{r.time:%Y-%m-%d %H:%M:%S}"
     what = [when, f"{r.action:9}", f"{version:10}", f"{r.outcome:7}", f"{r.moves or '–':{moves}}"]
     return '  '.join([*what, r.who, f"code {r.code_version[:10]}"]) + _under(r.reason, 21)
@@ -391,8 +392,9 @@ EX_SOFTWARE = 70  # exit status of an exception that is not ours
 
 def _keep_trace(error: BaseException) -> str:
     "Write the traceback into a file of its own; says where it is, or why it is nowhere."
+    from bioai_esol.errors import without_password
     from bioai_esol.store.client import state_folders
-    text = ''.join(traceback.format_exception(error))
+    text = without_password(''.join(traceback.format_exception(error)))
     refusals = []
     for folder in state_folders():
         try:
@@ -406,7 +408,8 @@ def _keep_trace(error: BaseException) -> str:
 
 def _unexpected(error: Exception) -> str:
     "One line about an exception that is not ours."
-    message = ' '.join(str(error).split())
+    from bioai_esol.errors import without_password
+    message = without_password(' '.join(str(error).split()))
     return f"unexpected {type(error).__name__}{': ' if message else ''}{message}; {_keep_trace(error)}"
 
 # %% ../../nbs/cli/02_commands.ipynb #538662e0

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['Arrays', 'MIN_COLUMN_SD', 'MAX_DEVIATIONS', 'RIDGE_PENALTY', 'BOOSTING', 'GP_MAX_MOLECULES', 'GP_FIRST_AMPLITUDE',
-           'GP_FIRST_LENGTH', 'GP_FIRST_NOISE', 'GP_MIN_VARIANCE', 'REGRESSORS', 'fit_scale', 'scaled', 'Regressor']
+           'GP_FIRST_LENGTH', 'GP_FIRST_NOISE', 'GP_MIN_VARIANCE', 'REGRESSORS', 'fit_scale', 'scaled', 'unlogged',
+           'Regressor']
 
 # %% ../../nbs/models/05_regressors.ipynb #12b2424e
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +113,13 @@ def _process(X: np.ndarray, fitted: Arrays) -> tuple[np.ndarray, np.ndarray]:
     sd = np.sqrt(np.maximum(variance, GP_MIN_VARIANCE)) * fitted['target.sd']
     return K @ fitted['alpha'] * fitted['target.sd'] + fitted['target.mean'], sd
 
+# %% ../../nbs/models/05_regressors.ipynb #953b046b
+@contextmanager
+def unlogged() -> Iterator[None]:
+    "What scikit-learn fits in this block is logged by nobody else: MLflow's autologging rests, if there is any."
+    autologging = sys.modules.get('mlflow.utils.autologging_utils')
+    with autologging.disable_autologging() if autologging else nullcontext(): yield
+
 # %% ../../nbs/models/05_regressors.ipynb #9b1de2ea
 @dataclass(frozen=True)
 class Regressor:
@@ -125,7 +135,7 @@ class Regressor:
     ) -> dict[str, Tensor]:  # fitted numbers by name
         "Fit to training molecules."
         scale = fit_scale(X)
-        arrays = scale | self.fit_arrays(scaled(X, scale), y.astype(np.float64), seed)
+        with unlogged(): arrays = scale | self.fit_arrays(scaled(X, scale), y.astype(np.float64), seed)
         return {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
 
     def predict(self,

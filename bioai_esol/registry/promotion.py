@@ -25,7 +25,7 @@ from ..stats.metrics import paired_rmse_difference, PairedDifference
 from ..store.client import connect, process_alive, Store
 from ..store.doctor import require_writable_artifacts
 from ..store.outbox import deliver_pending
-from ..store.runs import fetch_artifacts, newest_run_tag, run_row, runs_table, search
+from ..store.runs import fetch_artifacts, newest_run_tag, run_row, runs_table, search, whole_tag
 from ..store.writer import fail_run, Writer
 from ..sweep.ensemble import any_config, epochs_of, make_any_task, train_any
 from ..training.config import dataset_of
@@ -77,7 +77,8 @@ def retrain(
 def _close_orphans(store: Store):
     "Close the retrainings whose process is gone."
     for run in search(store, kind='retraining'):
-        alive = process_alive(run.data.tags['host'], int(run.data.tags['pid']))
+        pid = whole_tag(run, 'pid')
+        alive = pid is None or process_alive(run.data.tags['host'], pid)
         if run.info.status == 'RUNNING' and not alive: fail_run(store, run.info.run_id, _INTERRUPTED, 'KILLED')
 
 def _same_conditions(run: dict, code: dict[str, str]) -> bool:

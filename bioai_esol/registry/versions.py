@@ -535,11 +535,13 @@ def _untouched(registry: Snapshot) -> list[str]:
     for version, predecessor in before.items():
         on_record = registry.at(f'version/{version}/previous_champion')
         if version in registry.versions and on_record != predecessor:
-            findings.append(f"version {version} became champion after {predecessor}, but says after {on_record}")
+            findings.append(f"version {version} became champion after {predecessor or 'none'}, "
+                            f"but says after {on_record or 'none'}")
     now = registry.aliases.get('champion')
     if now == champion: return findings
-    return [*findings, f"champion is {now}, but the journal's last move made it {champion}: "
-                       "it was moved without bioai-esol"]
+    is_now = f'champion is {now}' if now else 'there is no champion'
+    was = f"the journal's last move made it {champion}" if champion else 'the journal made none'
+    return [*findings, f"{is_now}, but {was}: it was moved without bioai-esol"]
 
 # %% ../../nbs/registry/03_versions.ipynb #0ffbc1f5
 def _troubles(store: Store, registry: Snapshot) -> list[str]:

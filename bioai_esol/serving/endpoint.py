@@ -70,6 +70,7 @@ def serve(
     if trouble := verify_model_files(store, champion): raise BioaiError(f"the champion cannot be served: {trouble}")
     command = [sys.executable, '-m', 'mlflow', 'models', 'serve', '-m', f'models:/{MODEL}/{champion.version}',
                '--env-manager', 'local', '--host', '127.0.0.1', '--port', str(port)]
-    env = dict(MLFLOW_TRACKING_URI=store.uri, PYTHONWARNINGS='ignore', MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
+    env = dict(MLFLOW_TRACKING_URI=store.uri, MLFLOW_REGISTRY_URI=store.uri, PYTHONWARNINGS='ignore',
+               MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
     def greet(): print(_greeting(champion.version, port), flush=True)
     return run_process(command, env, f'http://127.0.0.1:{port}/ping', greet)

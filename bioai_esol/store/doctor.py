@@ -19,10 +19,11 @@ from urllib.request import url2pathname
 
 from ..errors import StoreError
 from .client import (check_reachable, Client, EXPERIMENT, HTTP_REFUSALS, one_line, prepare_mlflow,
-                                     sqlite_path, Store, store_uri)
+                                     shown_uri, sqlite_path, sqlite_uri, Store, store_uri)
 
 if TYPE_CHECKING:
     import requests
+    from mlflow.entities import Experiment
     from sqlalchemy import Connection
 
 # %% ../../nbs/store/02_doctor.ipynb #44b386ce
@@ -137,7 +138,8 @@ def database_uri(
     "Raises `StoreError` for an address that is not a database's, holds a password, or whose driver is not installed."
     scheme, _, rest = uri.partition('://')
     scheme = scheme.split('+')[0]
-    if scheme == 'sqlite' and sqlite_path(uri): return uri
+    path = sqlite_path(uri)
+    if path: return sqlite_uri(path)
     if scheme not in ('postgres', 'postgresql'):
         raise StoreError(f"{rest.split('@')[-1] or uri!r} is not a supported database: "
                          "give sqlite:///FILE or postgresql://USER@HOST/NAME")
@@ -245,7 +247,7 @@ def _ask(uri: str, method: str, path: str, **kwargs) -> 'requests.Response':
     prepare_mlflow()
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
-    with one_line(f"{uri} did not answer within {PROBE_TIMEOUT_S} s"):
+    with one_line(f"{shown_uri(uri)} did not answer within {PROBE_TIMEOUT_S} s"):
         return http_request(get_default_host_creds(uri), path, method, max_retries=0, timeout=PROBE_TIMEOUT_S,
                             raise_on_status=False, **kwargs)
 
@@ -257,7 +259,7 @@ def server_findings(
     uri: str,  # http:// address of the server
 ) -> Iterator[Finding]:
     "Does this tracking server answer, and to this user? Stops at the first no."
-    what = f'server {uri}'
+    what = f'server {shown_uri(uri)}'
     try:
         check_reachable(uri)
         response = _ask(uri, 'GET', '/api/2.0/mlflow/experiments/get', params=dict(experiment_id='0'))
@@ -270,7 +272,7 @@ def server_findings(
 # %% ../../nbs/store/02_doctor.ipynb #03214208
 def _proxied_findings(uri: str, location: str) -> Iterator[Finding]:
     "Artifacts that the server writes: a small one is written, read and deleted."
-    what = f'artifacts behind {uri}'
+    what = f'artifacts behind {shown_uri(uri)}'
     path = f"/api/2.0/mlflow-artifacts/artifacts/{urlsplit(location).path.strip('/')}/bioai-esol-doctor"
     try:
         for method, kwargs in (('PUT', dict(data=b'may be deleted')), ('GET', {}), ('DELETE', {})):
@@ -320,15 +322,24 @@ def require_writable_artifacts(
     require(artifact_findings(store.uri, experiment.artifact_location))
 
 # %% ../../nbs/store/02_doctor.ipynb #cb59125c
+def _experiment_finding(experiment: 'Experiment | None') -> Finding | None:
+    "An experiment that somebody deleted takes no runs; None when nothing is wrong."
+    if experiment is None or experiment.lifecycle_stage == 'active': return None
+    return Finding('experiment', False, f"the experiment {EXPERIMENT!r} was deleted",
+                   f"'mlflow experiments restore -x {experiment.experiment_id}' brings it back")
+
 def _artifacts_of(uri: str) -> Iterator[Finding]:
     "Where the artifacts of this store go, or will go."
     path = sqlite_path(uri)
     if path and not path.exists(): return _folder_findings(uri, path.parent / 'mlartifacts')
     experiment = Client(uri).get_experiment_by_name(EXPERIMENT)
+    deleted = _experiment_finding(experiment)
+    if deleted: return iter([deleted])
     if experiment: return artifact_findings(uri, experiment.artifact_location)
     if path: return _folder_findings(uri, path.parent / 'mlartifacts')
     return iter([Finding('artifacts', True, 'there is no experiment yet; the first sweep makes it, and asks')])
 
+# %% ../../nbs/store/02_doctor.ipynb #d1b92499
 def diagnose(
     *,
     tracking_uri: str | None = None,  # see `client.store_uri`

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import StoreError
-from .client import one_line, sqlite_path, state_folders, Store
+from .client import one_line, shown_uri, sqlite_path, state_folders, Store
 
 # %% ../../nbs/store/03_outbox.ipynb #3e08d8e0
 def now_ms() -> int:  # milliseconds since 1970
@@ -79,7 +79,7 @@ def outbox_folders(
 ) -> list[Path]:
     "The folders where runs for this store may be kept, best first."
     path = sqlite_path(store.uri)
-    key = hashlib.sha256(str(path or store.uri).encode()).hexdigest()[:12]
+    key = hashlib.sha256(str(path or shown_uri(store.uri)).encode()).hexdigest()[:12]
     return [folder / key for folder in state_folders()]
 
 @contextmanager

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated
-from urllib.request import urlopen
+from urllib.request import build_opener, ProxyHandler
 
 from pydantic import Field
 
 from ..errors import BioaiError, Settings
-from .client import DEFAULT_STORE, ensure_home, sqlite_path
+from .client import DEFAULT_STORE, ensure_home, shown_uri, sqlite_path, sqlite_uri
 from .doctor import database_findings, database_uri, Finding, require, s3_findings
 
 # %% ../../nbs/store/06_tracking_server.ipynb #bc8806e8
@@ -140,9 +140,10 @@ def accounts(
     folder.mkdir(mode=0o700, exist_ok=True)
     key, config, database = folder / 'secret_key', folder / 'basic_auth.ini', folder / 'accounts.db'
     if not key.exists(): _private(key, secrets.token_hex(32))
+    address = sqlite_uri(database).replace('%', '%%')  # in such a file, one % stands for something
     if not config.exists():
         _private(config, f"[mlflow]\ndefault_permission = READ\n"
-                         f"database_uri = sqlite:///{database}\nadmin_username = admin\n"
+                         f"database_uri = {address}\nadmin_username = admin\n"
                          "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
                          "auth_cache_ttl_seconds = 60\n")  # comparing a password takes longer than most requests
     env = dict(MLFLOW_FLASK_SERVER_SECRET_KEY=key.read_text(encoding='utf-8'), MLFLOW_AUTH_CONFIG_PATH=str(config))
@@ -189,7 +190,7 @@ SERVER_START_TIMEOUT_S = 120.  # seconds until a server must answer
 SERVER_STOP_TIMEOUT_S = 10.    # seconds until a server that was asked to end is killed
 
 def _answers(url: str) -> bool:
-    try: urlopen(url, timeout=2).close()
+    try: build_opener(ProxyHandler({})).open(url, timeout=2).close()
     except OSError: return False
     return True
 
@@ -236,8 +237,9 @@ def run_process(
 def _say_ready(s: ServerSettings):
     "Say where things are, and what to type in another terminal."
     direct = _writes_direct(s)
+    database = shown_uri(s.backend).removeprefix('postgresql://')
     print(f"\nMLflow server: {s.url}\n"
-          f"  runs in {s.backend.split('@')[-1]}, artifacts in {s.artifacts or s.folder / 'mlartifacts'}, "
+          f"  runs in {database}, artifacts in {s.artifacts or s.folder / 'mlartifacts'}, "
           f"written by {'each client' if direct else 'the server'}\n\n"
           f"in another terminal:\n  export MLFLOW_TRACKING_URI={s.url}")
     if direct and s.s3_endpoint: print(f"  export MLFLOW_S3_ENDPOINT_URL={s.s3_endpoint}")

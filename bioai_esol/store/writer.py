@@ -18,7 +18,7 @@ from typing import Protocol
 from ..chem.dataset import Dataset
 from ..errors import StoreError
 from ..models.fitted import FittedModel, save_model
-from .client import check_reachable, prepare_mlflow, Store
+from .client import check_reachable, prepare_mlflow, shown_uri, Store
 from .outbox import now_ms, Outbox, Record, write_record
 from ..training.config import TrainConfig
 from ..training.engine import Task, TrainResult
@@ -144,7 +144,7 @@ class Outage:
 
     def end(self):
         "Something was taken."
-        if self.trouble: logger.warning(f"{self.uri} is back")
+        if self.trouble: logger.warning(f"{shown_uri(self.uri)} is back")
         self.trouble = ''
         self.delay_s = 1.
 

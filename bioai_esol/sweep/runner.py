@@ -20,12 +20,12 @@ from filelock import Timeout
 from tqdm.auto import tqdm
 
 from ..chem.dataset import Dataset, load_esol
-from ..errors import BioaiError, ConfigError
+from ..errors import BioaiError, ConfigError, without_password
 from ..models.fitted import MoleculeSet
 from ..store.client import connect, Store, store_lock
 from ..store.doctor import require_writable_artifacts
 from ..store.outbox import deliver_pending, now_ms, Outbox, Record
-from ..store.runs import runs_table, search, typed_runs
+from ..store.runs import runs_table, search, typed_runs, whole_tag
 from ..store.writer import Delivery, fail_run, Writer
 from .grid import block_cost, blocks, Grid, MEMBERS, SEEDS
 from ..training.config import split_key, TrainConfig
@@ -62,7 +62,7 @@ def _elsewhere(store: Store, run_tag: str) -> dict[str, str]:  # run id -> host
     hosts = {}
     for run in search(store, run_tag=run_tag, kind='sweep'):
         tags = run.data.tags
-        silent_ms = now_ms() - int(tags.get('seen_alive', 0))
+        silent_ms = now_ms() - (whole_tag(run, 'seen_alive') or 0)
         is_alive = run.info.status == 'RUNNING' and silent_ms < 1000 * HEARTBEAT_TIMEOUT_S
         if is_alive and tags['host'] != socket.gethostname(): hosts[run.info.run_id] = tags['host']
     return hosts
@@ -369,7 +369,7 @@ class SweepResult:
 # %% ../../nbs/sweep/02_runner.ipynb #4b9d0d11
 def _headline(result: SweepResult) -> str:
     return (f"Sweep, run tag {result.run_tag!r}: {result.trained} trained, {result.reused} finished before, "
-            f"{len(result.failed)} failed, in {result.seconds:.0f} s; {result.tracking_uri}")
+            f"{len(result.failed)} failed, in {result.seconds:.0f} s; {without_password(result.tracking_uri)}")
 
 def _result_text(result: SweepResult) -> str:
     table = _leaders(result.runs)

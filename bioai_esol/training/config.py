@@ -180,7 +180,7 @@ def dataset_of(
     "The data set that a run was trained on; raises `DataError` when the file is gone or was changed."
     esol = load_esol()
     if run['dataset_version'] == esol.version: return esol
-    table = read_dataset(run['dataset_source'], _reading_of(run), skip_bad_rows=int(run['dataset_skipped']) > 0)
+    table = read_dataset(run['dataset_source'], _reading_of(run), skip_bad_rows=str(run['dataset_skipped']) != '0')
     if table.version == run['dataset_version']: return table
     raise DataError(f"{run['dataset_source']} was changed since run {run['run_name']!r} was trained on it: "
                     f"SHA-256 {table.version[:12]}… now, {run['dataset_version'][:12]}… then")

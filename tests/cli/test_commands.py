@@ -6,6 +6,7 @@ import subprocess
 from xml.etree import ElementTree
 
 import pytest
+from mlflow import MlflowClient
 from helpers import EASY_OPTIONS, PROGRAM, copied, fresh
 
 
@@ -195,3 +196,30 @@ def test_a_dry_run_changes_nothing(here, swept, tmp_path):
     before = runs()
     here('promote', '--dry-run', *EASY_OPTIONS, cwd=tmp_path / 'copy')
     assert runs() == before
+
+
+def test_a_champion_that_was_deleted_in_mlflows_pages(here, champion_folder):
+    "The history names no version where none was meant, and the check says that there is no champion, not that None is."
+    uri = f'sqlite:///{champion_folder}/mlflow.db'
+    MlflowClient(uri).delete_model_version('EsolPrediction', '1')
+    assert here('rollback', '--reason', 'it is gone', cwd=champion_folder).returncode == 1
+    *_, last, _ = here('history', cwd=champion_folder).stdout.splitlines()
+    assert 'rollback   –           refused' in last and 'nan' not in last, last
+    checked = here('status', '--check', cwd=champion_folder)
+    assert checked.returncode == 1 and 'version 1 was deleted' in checked.stdout
+    assert "there is no champion, but the journal's last move made it 1" in ' '.join(checked.stdout.split())
+
+
+def test_an_experiment_that_was_deleted_in_mlflows_pages(here, champion_folder):
+    "Such a store answers and is writable, but no sweep can run in it: doctor says so in the words of the sweep."
+    uri = f'sqlite:///{champion_folder}/mlflow.db'
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name('esol_prediction').experiment_id
+    assert here('doctor', cwd=champion_folder).returncode == 0
+    client.delete_experiment(experiment)
+    found = here('doctor', cwd=champion_folder)
+    remedy = f"'mlflow experiments restore -x {experiment}' brings it back"
+    assert found.returncode == 2 and "✗ experiment: the experiment 'esol_prediction' was deleted" in found.stdout and remedy in found.stdout
+    one_line(here('train', '--run-tag', 'new', cwd=champion_folder), 2, "the experiment 'esol_prediction'", 'was deleted', remedy)
+    client.restore_experiment(experiment)
+    assert here('doctor', cwd=champion_folder).returncode == 0

@@ -88,12 +88,15 @@ def test_mlflow_loads_it_in_another_process(uri):
     agrees(json.loads(done.stdout.splitlines()[-1]), uri)
 
 
-def test_the_champion_is_served_over_http(uri, with_champion, here):
-    "`bioai-esol serve` is `mlflow models serve` on the champion of that moment: it says which, and stays with it."
+def test_the_champion_is_served_over_http(uri, with_champion, template, tmp_path, here):
+    """`bioai-esol serve` is `mlflow models serve` on the champion of that moment: it says which, and stays with it.
+    Whatever the environment says: another registry with a version 1 of its own, a proxy that answers nobody."""
+    assert promote('b', EASY, tracking_uri=copied(template, tmp_path)).champion == '1'
+    env = dict(MLFLOW_REGISTRY_URI=uri_of(tmp_path), MLFLOW_RUN_ID='0' * 32, http_proxy='http://127.0.0.1:9', HTTP_PROXY='http://127.0.0.1:9')
     port = free_port()
     url = f'http://127.0.0.1:{port}'
     command, log = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri], with_champion / 'serve.log'
-    with process(command, log, lambda: 'Ctrl-C stops it' in log.read_text(), cwd=with_champion) as p:
+    with process(command, log, lambda: 'Ctrl-C stops it' in log.read_text(), env, with_champion) as p:
         def ask(body):
             request = Request(f'{url}/invocations', json.dumps(body).encode(), {'Content-Type': 'application/json'})
             answer = urlopen(request, timeout=60).read().decode()

@@ -6,13 +6,16 @@ import time
 
 import pandas as pd
 import pytest
-from helpers import copied, fresh, sweep_here, uri_of
+from helpers import EASY_OPTIONS, copied, fresh, sweep_here, uri_of
 from stores import mlflow_server
 
 from bioai_esol.chem.dataset import load_esol, load_table
+from bioai_esol.registry.promotion import promote
+from bioai_esol.registry.versions import status
 from bioai_esol.store.runs import load_histories, load_predictions, load_runs
 from bioai_esol.store.client import connect
 from bioai_esol.training.engine import HISTORY
+from quick import EASY
 
 
 def multiplied(path, copies):
@@ -82,3 +85,38 @@ def test_names_that_look_like_something_else_stay_text(tmp_path, name):
     predictions = load_predictions(load_runs('mine', tracking_uri=uri).run_id[0], tracking_uri=uri)
     assert len(predictions) and predictions.name.tolist() == [name(i) for i in predictions.index]
     assert predictions.smiles.tolist() == frame.smiles[predictions.index].tolist()
+
+
+MISLEADING = dict(status='checked', start_time='yesterday', end_time='soon', run_id='x', run_name='the best', parent='y', threads='many',
+                  pid='1e400', dataset_skipped='some', seconds='quick', lr='high', test_rmse='fine', val_r2='1')
+
+
+def test_tags_of_somebody_else_hide_nothing(swept, here):
+    "Every name that a row has, set as a tag on MLflow's page: the run's own values stand, and what should be a number is missing."
+    uri = copied(swept, here.folder)
+    before = load_runs('small', tracking_uri=uri)
+    client = connect(uri).client
+    for run_id in before.run_id:
+        for name, value in MISLEADING.items():
+            client.set_tag(run_id, name, value)
+    after = load_runs('small', tracking_uri=uri)
+    unknown = ['threads', 'pid', 'dataset_skipped', 'seconds']
+    assert after[unknown].isna().all(axis=None)
+    pd.testing.assert_frame_equal(after.drop(columns=unknown), before.drop(columns=unknown), check_like=True)
+    for command in (['promote', '--dry-run', *EASY_OPTIONS], ['report']):
+        done = here(*command, '--run-tag', 'small')
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_promotion_of_a_run_with_misleading_tags(template, quick, tmp_path):
+    "The version's lineage leads to the run that was chosen, and a retraining whose process id nobody can read does no harm."
+    uri = copied(template, tmp_path)
+    client = connect(uri).client
+    [run_id] = load_runs('a', tracking_uri=uri).run_id
+    for name, value in MISLEADING.items():
+        client.set_tag(run_id, name, value)
+    assert promote('a', EASY, tracking_uri=uri).champion == '1'
+    [row] = status(tracking_uri=uri).to_dict('records')
+    assert row['repeats_run'] == run_id
+    client.set_tag(row['run_id'], 'pid', 'none of yours')
+    assert promote('a', EASY, tracking_uri=uri).already
