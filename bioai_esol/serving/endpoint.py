@@ -6,8 +6,9 @@
 __all__ = ['SolubilityModel', 'serve']
 
 # %% ../../nbs/serving/04_endpoint.ipynb #094db3e0
-import sys
+import sys, tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 import pandas as pd
@@ -17,9 +18,13 @@ from ..errors import BioaiError, DataError
 from ..registry.journal import MODEL, snapshot
 from ..registry.versions import checksums, verify_model_files
 from .predictor import load_predictor
-from ..store.client import connect
+from ..store.client import connect, Store
 from ..store.doctor import require
+from ..store.runs import fetch_artifacts
 from ..store.tracking_server import port_finding, run_process, ServerSettings
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 # %% ../../nbs/serving/04_endpoint.ipynb #6ebe8583
 class SolubilityModel(mlflow.pyfunc.PythonModel):
@@ -56,6 +61,14 @@ def _greeting(version: str, port: int) -> str:
             "a later champion is served after a restart\n\n"
             f"  curl -s -H 'Content-Type: application/json' -d '{body}' {url}/invocations\n\nCtrl-C stops it")
 
+def _copied(store: Store, version: 'ModelVersion', folder: str) -> Path:
+    "A copy of a version with the note that MLflow leaves beside one that it has downloaded."
+    model = fetch_artifacts(store, version.run_id, folder, 'model')
+    note = dict(model_name=MODEL, model_version=str(version.version))
+    (model / 'registered_model_meta').write_text(yaml.safe_dump(note))
+    return model
+
+# %% ../../nbs/serving/04_endpoint.ipynb #96a94d94
 def serve(
     port: int = 5001,                  # where it listens, on 127.0.0.1
     *,
@@ -68,9 +81,10 @@ def serve(
     if champion is None:
         raise BioaiError(f"{MODEL} has no champion in {store.uri}: run 'bioai-esol promote' first")
     if trouble := verify_model_files(store, champion): raise BioaiError(f"the champion cannot be served: {trouble}")
-    command = [sys.executable, '-m', 'mlflow', 'models', 'serve', '-m', f'models:/{MODEL}/{champion.version}',
-               '--env-manager', 'local', '--host', '127.0.0.1', '--port', str(port)]
     env = dict(MLFLOW_TRACKING_URI=store.uri, MLFLOW_REGISTRY_URI=store.uri, PYTHONWARNINGS='ignore',
                MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
     def greet(): print(_greeting(champion.version, port), flush=True)
-    return run_process(command, env, f'http://127.0.0.1:{port}/ping', greet)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, '-m', 'mlflow', 'models', 'serve', '-m', str(_copied(store, champion, folder)),
+                   '--env-manager', 'local', '--host', '127.0.0.1', '--port', str(port)]
+        return run_process(command, env, f'http://127.0.0.1:{port}/ping', greet)

@@ -164,7 +164,7 @@ def _environment(s: ServerSettings, direct: bool) -> dict[str, str]:
                MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false', MLFLOW_DISABLE_TELEMETRY='true',
                MLFLOW_LOGGING_LEVEL='WARNING', PYTHONWARNINGS='ignore')
     place = 'MLFLOW_DEFAULT_ARTIFACT_ROOT' if direct else 'MLFLOW_ARTIFACTS_DESTINATION'
-    env[place] = s.artifacts or str(s.folder / 'mlartifacts')
+    env[place] = s.artifacts or (s.folder / 'mlartifacts').absolute().as_uri()
     if s.s3_endpoint: env['MLFLOW_S3_ENDPOINT_URL'] = s.s3_endpoint
     if s.public: env['MLFLOW_SERVER_ALLOWED_HOSTS'] = os.environ.get('MLFLOW_SERVER_ALLOWED_HOSTS') or _host_headers(s)
     return env
