@@ -43,12 +43,12 @@ def as_options(
     text: str,   # a message or a reason
     args,        # the parsed command line, whose names are those of the options
 ) -> str:
-    "`text` with `name=True`, `name=…` and `name='value'` written as options of the command line."
+    "`text` with the remedies `name=True`, `name=…` and `name='value'` written as options of the command line."
     def option(m: re.Match) -> str:
         if not hasattr(args, m[1]): return m[0]
         value = '' if m[2] is None else f' {shlex.quote(m[2])}'
         return f"--{m[1].replace('_', '-')}{value}"
-    return re.sub(r"\b([a-z][a-z0-9_]*)=(?:True\b|…|'([^']*)')", option, text)
+    return re.sub(r"\b([a-z][a-z0-9_]*)=(?:True\b|…|'([^']*)'(?!:))", option, text)
 
 # %% ../../nbs/cli/02_commands.ipynb #a8d693c5
 def _settings(args) -> dict:
