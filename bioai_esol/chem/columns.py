@@ -119,18 +119,19 @@ def _proposals(argument: str, columns: Sequence[str]) -> str:
     return ' or '.join(f"{argument}={c!r}" for c in columns[:12])
 
 # %% ../../nbs/chem/03_columns.ipynb #db12e597
-def _looks_like_data(header: Sequence[str]) -> bool:
-    "Is the first row one of molecules, and no header?"
-    return any(len(h) > 1 and _share([h], parse_smiles) for h in header)
+def _is_molecule(header: str) -> bool:
+    "Is it a molecule of several atoms? A blank ends a SMILES, so RDKit reads the header `S (mg/L)` as sulphur."
+    try: return ' ' not in header and parse_smiles(header).GetNumAtoms() > 1
+    except DataError: return False
 
 def _smiles_column(table: Table, wanted: str | None) -> str:
     if wanted: return _named(table, wanted)
     header = _find(list(table.frame), 'smiles')
     if header: return header
     text = f"{table.path}: no column 'smiles' ({table.how}; columns: {', '.join(table.frame)})"
-    if _looks_like_data(list(table.frame)):
-        raise DataError(f"{text}: the first row holds a molecule; add a row of headers")
     found = smiles_columns(table.frame)
+    if any(map(_is_molecule, found)):
+        raise DataError(f"{text}: the first row holds a molecule; add a row of headers")
     if found: raise DataError(f"{text}; {found[0]!r} reads as SMILES: {_proposals('smiles_column', found)}")
     raise DataError(f"{text}, and none of them reads as SMILES")
 
