@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
+from rdkit import Chem
 from rdkit.Chem import Descriptors
 
 from .molecules import parse_smiles
@@ -97,9 +98,9 @@ def smiles_columns(
 @dataclass(frozen=True)
 class Columns:
     "The headers of a table that matter."
-    smiles: str
-    target: str | None
-    name: str | None
+    smiles: str         # of the molecules
+    target: str | None  # of the measured values; None where nothing was measured
+    name: str | None    # of the names; None where there are none
 
 def _find(headers: Sequence[str], wanted: str) -> str | None:
     "A header as it is written, or the only one that differs from it in capitals."
@@ -204,7 +205,7 @@ def unit_named(
 def to_log_molar(
     value: float,       # as measured
     unit: str | None,   # one of `UNITS`; None where it was never stated
-    mol,                # the molecule, for its weight
+    mol: Chem.Mol,      # the molecule, for its weight
 ) -> float:             # log10(mol/L)
     "A solubility on the scale of the models; raises `DataError` for one that cannot be true."
     if unit is None: return value

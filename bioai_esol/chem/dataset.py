@@ -231,7 +231,7 @@ def _in_words(table: Table, reading: Reading) -> str:
 def read_dataset(
     path: str | Path,           # of a table
     reading: Reading,           # what is known about it
-    skip_bad_rows: bool = False,
+    skip_bad_rows: bool = False,  # leave out rows that cannot be used
 ) -> Dataset:
     "A table of molecules and measured values; see `load_table`."
     table = read_table(path, reading.separator, reading.encoding)

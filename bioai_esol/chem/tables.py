@@ -203,7 +203,7 @@ def _named_columns(header: list[str], rows: list[tuple[int, list[str]]], name: s
 @dataclass(frozen=True, repr=False)
 class Table:
     "A file as columns of text."
-    path: Path
+    path: Path                # of the file
     version: str              # SHA-256 of the file's bytes
     frame: pd.DataFrame       # text; the index is the place of each row
     misfits: dict[int, str]   # place and reason of each row that does not fit the header
@@ -211,8 +211,10 @@ class Table:
     place: str                # what the index counts: line, row or record
     blank: int                # rows in which all fields are empty; they are left out
 
-    def where(self, n: int) -> str:
-        "A place for people."
+    def where(self,
+              n: int,  # of the index
+    ) -> str:
+        "A place for people: `mine.csv line 7`."
         return f'{self.path.name} {self.place} {n}'
 
     def __repr__(self) -> str:
