@@ -270,10 +270,12 @@ def load_table(
         Header of the measured values; `log_solubility`, `logS`, or the only column of numbers, when not given.
     name_column : str, optional
         Header of the names; `name`, or else the SMILES, when not given.
-    separator, encoding : str, optional
-        Of a text file: one character, or comma, semicolon, tab; a codec of Python. Recognised when not given.
+    separator : str, optional
+        Of a text file: one character, or comma, semicolon, tab; recognised when not given.
     decimal : str, optional
-        The decimal sign, `.` or `,`; recognised when not given.
+        The decimal sign of the measured values, `.` or `,`; recognised when not given.
+    encoding : str, optional
+        Of a text file: a codec of Python; recognised when not given.
     unit : str
         Of the measured values: log10(mol/L), mol/L, mmol/L, µM, nM, g/L, mg/mL, mg/L, µg/mL or µg/L. Models are
         trained on log10(mol/L); the weight of each molecule comes from its SMILES.
