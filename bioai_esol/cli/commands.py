@@ -83,7 +83,8 @@ def _dataset(args) -> 'Dataset':  # noqa: F821
     dataset = load_dataset(args.data, args.skip_bad_rows, reading)
     said = [f"{args.data}: {dataset.how}", *dataset.remarks] if dataset.how else []
     if dataset.skipped: said.append(f"{_plural(len(dataset.skipped), 'row')} left out:{listed(list(dataset.skipped))}")
-    out = sys.stderr if getattr(args, 'json', False) else sys.stdout
+    alone = getattr(args, 'json', False) or args.command == 'benchmark'  # standard output is the result and nothing else
+    out = sys.stderr if alone else sys.stdout
     if said: print(*said, sep='\n', file=out, flush=True)
     return dataset
 
