@@ -83,7 +83,7 @@ def _dataset(args) -> 'Dataset':  # noqa: F821
     dataset = load_dataset(args.data, args.skip_bad_rows, reading)
     said = [f"{args.data}: {dataset.how}", *dataset.remarks] if dataset.how else []
     if dataset.skipped: said.append(f"{_plural(len(dataset.skipped), 'row')} left out:{listed(list(dataset.skipped))}")
-    alone = getattr(args, 'json', False) or args.command == 'benchmark'  # standard output is the result and nothing else
+    alone = getattr(args, 'json', False) or args.command == 'benchmark'  # their standard output is a document
     out = sys.stderr if alone else sys.stdout
     if said: print(*said, sep='\n', file=out, flush=True)
     return dataset

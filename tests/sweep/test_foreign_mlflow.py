@@ -47,13 +47,13 @@ def test_autologging_and_an_active_run(tmp_path):
     assert not list((tmp_path / 'mlartifacts').rglob('*.pkl'))
 
 
-def test_settings_of_somebody_elses_runs(here, tmp_path, monkeypatch):
+def test_settings_of_somebody_elses_runs(program, tmp_path, monkeypatch):
     "`MLFLOW_RUN_ID` and `MLFLOW_EXPERIMENT_NAME` of another program on this account: no run goes there."
     fresh(tmp_path)
     monkeypatch.setenv('MLFLOW_RUN_ID', '0123456789abcdef0123456789abcdef')
     monkeypatch.setenv('MLFLOW_EXPERIMENT_NAME', 'theirs')
     for command in (['train', '--architecture', 'ridge', '--run-tag', 'r'], ['promote', '--run-tag', 'r', *EASY_OPTIONS, '--gap-threshold', '9']):
-        done = here(*command)
+        done = program(*command)
         assert done.returncode == 0, done.stderr
     assert runs(tmp_path)[0] == dict(esol_prediction=OURS)
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith('.')) == ['mlartifacts', 'mlflow.db']
