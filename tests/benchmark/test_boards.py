@@ -24,7 +24,8 @@ def test_benchmark_from_the_command_line(here, table, monkeypatch):
     done = here('benchmark', '--data', 'own.csv', '--workers', '2')
     assert done.returncode == 0, done.stderr
     folder = here.folder / 'benchmark'
-    assert done.stdout == (folder / 'accuracy.md').read_text() and done.stdout.startswith('`bioai-esol benchmark --output benchmark --data own.csv --smiles-column smiles --target log_solubility ')
+    assert done.stdout == (folder / 'accuracy.md').read_text()
+    assert done.stdout.startswith('`bioai-esol benchmark --output benchmark --data own.csv --smiles-column smiles --target log_solubility ')
     predictions, figures = (pd.read_csv(folder / f'{name}.csv') for name in ('predictions', 'figures'))
     splits = bench_splits(load_dataset(table))
     assert len(figures) == 2 * len(splits) == 22 and figures.test_rmse.between(.3, 2.5).all() and (figures.cpu_seconds > 0).all()
