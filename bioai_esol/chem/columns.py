@@ -16,7 +16,6 @@ from typing import Literal
 
 import pandas as pd
 from rdkit import Chem
-from rdkit.Chem import Descriptors
 
 from .molecules import parse_smiles
 from .tables import Table
@@ -211,7 +210,9 @@ def to_log_molar(
     if unit is None: return value
     if unit != LOG_MOLAR and value <= 0: raise DataError(f"is {value:g} {unit}: it has no logarithm")
     if unit in _MOLAR: value = math.log10(value * _MOLAR[unit])
-    elif unit in _MASS: value = math.log10(value * _MASS[unit] / Descriptors.MolWt(mol))
+    elif unit in _MASS:
+        from rdkit.Chem.Descriptors import MolWt  # slow to import, and needed for masses only
+        value = math.log10(value * _MASS[unit] / MolWt(mol))
     if LOWEST <= value <= HIGHEST: return value
     hint = "; unit='mg/L' and others are converted" if unit == LOG_MOLAR else ''
     raise DataError(f"is {value:g} {LOG_MOLAR}, outside {LOWEST:g} … {HIGHEST:g}{hint}")

@@ -93,7 +93,7 @@ def scaffold_split(
         if len(train) + len(rows) <= frac_train * n: train += rows
         elif len(train) + len(val) + len(rows) <= (frac_train + frac_val) * n: val += rows
         else: test += rows
-    if n and not (train and val and test) and n >= 10: raise DataError(_why_not_by_scaffold(groups, n))
+    if n >= 10 and not (train and val and test): raise DataError(_why_not_by_scaffold(groups, n))
     return _split(train, val, test, n)
 
 # %% ../../nbs/chem/05_split.ipynb #06edebf6

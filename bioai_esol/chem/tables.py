@@ -141,7 +141,7 @@ def _sdf_rows(raw: bytes) -> Iterator[tuple[int, list[str]]]:
     for n, m in enumerate(molecules, 1):
         if m is None: yield n, ['(a structure that RDKit cannot read)', *[''] * (1 + len(names))]
         else:
-            values = m.GetPropsAsDict() and {k: m.GetProp(k) for k in m.GetPropNames()}
+            values = {k: m.GetProp(k) for k in m.GetPropNames()}
             yield n, [Chem.MolToSmiles(m), m.GetProp('_Name'), *(values.get(k, '') for k in names)]
 
 def _read_sdf(raw: bytes, name: str, separator: str | None, encoding: str | None) -> _Rows:

@@ -279,9 +279,9 @@ def _read_molecules(args) -> 'Table':  # noqa: F821
 def _asked(args, table, champion) -> tuple['pd.DataFrame', str]:  # noqa: F821
     "The molecules to be predicted with all their columns, and the header of the SMILES."
     import pandas as pd
-    from bioai_esol.chem.columns import choose_columns
     from bioai_esol.chem.molecules import as_text
     if table is None: return pd.DataFrame(dict(smiles=list(map(as_text, args.smiles)))), 'smiles'
+    from bioai_esol.chem.columns import choose_columns
     reading, header = _reading(args), champion.model.info.get('reading', {}).get('smiles_column')
     if reading.smiles_column is None and header in table.frame: reading = type(reading)(smiles_column=header)
     return table.frame.reset_index(drop=True), choose_columns(table, reading, with_target=False).smiles
