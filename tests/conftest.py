@@ -16,6 +16,13 @@ def _kept_runs_elsewhere(tmp_path_factory):
     os.environ['XDG_STATE_HOME'] = str(tmp_path_factory.mktemp('state'))
 
 
+@pytest.fixture(autouse=True)
+def _no_store_left_behind():
+    "`mlflow.set_tracking_uri` also sets a variable of the environment, which every later process of this worker would follow."
+    yield
+    assert 'MLFLOW_TRACKING_URI' not in os.environ, 'the test leaves the address of its store to the tests after it'
+
+
 @pytest.fixture
 def program(tmp_path):
     "`bioai-esol` as a process in a directory of its own: program('status') -> CompletedProcess."

@@ -37,9 +37,9 @@ def test_the_champion_answers_as_it_did(older):
     agrees(champion.predict(SMILES))
 
 
-def test_its_loader_finds_its_class(older):
+def test_its_loader_finds_its_class(older, monkeypatch):
     "MLflow runs the three lines that were stored beside the weights: from bioai_esol.serving import SolubilityModel."
-    mlflow.set_tracking_uri(older)
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', older)
     [loader] = {p.read_text() for p in Path(older.removeprefix('sqlite:///')).parent.glob('mlartifacts/*/artifacts/model/loader.py')}
     assert 'from bioai_esol.serving import SolubilityModel' in loader
     model = mlflow.pyfunc.load_model('models:/EsolPrediction@champion')
