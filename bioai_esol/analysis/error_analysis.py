@@ -24,8 +24,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from scipy.stats import binomtest
 
 from .figures import BLUE, legend_below, LOG10, new_figure, ORANGE, VERMILION, without_box
-from ..chem.molecules import canonical_smiles, parse_smiles
-from ..chem.descriptors import similarity
+from ..chem.molecules import canonical_smiles, parse_smiles, similarity
 from ..chem.split import scaffold
 from ..errors import BioaiError
 from ..registry.promotion import champion_run

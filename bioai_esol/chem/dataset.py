@@ -20,22 +20,21 @@ import numpy as np
 import pandas as pd
 
 from .columns import (
-    choose_columns, Columns, DOUBTFUL, LOG_MOLAR, read_number, Reading, recognise_decimal, to_log_molar, unit_named)
-from .molecules import canonical_smiles, parse_smiles
+    choose_columns, Columns, DOUBTFUL, LOG_MOLAR, LOGS, measured_property, of_property, Property, read_number,
+    Reading, recognise_decimal, to_log_molar, unit_named)
+from .molecules import canonical_smiles, parse_smiles, Standardised, standardise
 from .tables import dataset_version, read_table, Table
 from ..errors import DataError
 
 # %% ../../nbs/chem/04_dataset.ipynb #348f69d0
-def _identity(name: str, y: np.ndarray, version: str, n_skipped: int) -> str:
+def _identity(data: 'Dataset') -> str:
     "A data set in one line."
-    span = f'log_solubility {y.min():.2f} … {y.max():.2f}, ' if len(y) else ''
-    skipped = f', {n_skipped} rows skipped' if n_skipped else ''
-    return f'Dataset {name!r}: {len(y):,} molecules, {span}version {version[:12]}{skipped}'
+    y, column = data.y, data.property.column
+    span = f'{column} {y.min():.2f} … {y.max():.2f}, ' if len(y) else ''
+    skipped = f', {len(data.skipped)} rows skipped' if data.skipped else ''
+    return f'Dataset {data.name!r}: {len(y):,} molecules, {span}version {data.version[:12]}{skipped}'
 
 def _molecules(n: int) -> str: return f"{n:,} molecule{'s are' if n > 1 else ' is'}"
-
-# %% ../../nbs/chem/04_dataset.ipynb #27a2be6f
-#| export
 
 # %% ../../nbs/chem/04_dataset.ipynb #66076224
 @dataclass(frozen=True, repr=False)
@@ -47,7 +46,8 @@ class Dataset:
     name : str
         For people: `esol`, or the stem of the user's file.
     frame : pandas.DataFrame
-        One row per molecule, columns `name`, `smiles` and `log_solubility` (log10 mol/L for ESOL).
+        One row per molecule, columns `name`, `smiles` and the measured values: `log_solubility` (log10 mol/L), or
+        the name of another property.
     version : str
         SHA-256 of the file that the table was read from, and of what was said about its columns where that makes
         another table of it.
@@ -59,6 +59,8 @@ class Dataset:
         Which columns of the file it came from, and how they were read.
     how : str
         The same in words; empty for ESOL.
+    as_written : dict
+        What the file has in the place of a molecule, for each row in which something was done to it.
 
     Examples
     --------
@@ -79,27 +81,33 @@ class Dataset:
     skipped: tuple[str, ...] = field(default=())
     reading: Reading = field(default=Reading())
     how: str = ''
+    as_written: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int: return len(self.frame)
 
-    def __repr__(self) -> str: return _identity(self.name, self.y, self.version, len(self.skipped))
+    def __repr__(self) -> str: return _identity(self)
 
     def _repr_html_(self) -> str: return f'<p>{html.escape(repr(self))}</p>' + self.frame.head().to_html()
 
     @property
     def smiles(self) -> list[str]:
-        "The SMILES of all molecules, as they are written in the table."
+        "The SMILES of all molecules, as a model sees them."
         return self.frame['smiles'].tolist()
 
     @property
     def y(self) -> np.ndarray:
         "The targets, (n_molecules,) float32."
-        return self.frame['log_solubility'].to_numpy('float32')
+        return self.frame[self.property.column].to_numpy('float32')
+
+    @property
+    def property(self) -> Property:
+        "What was measured."
+        return self.reading.measured
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
         "What a person should know about the molecules before training: one sentence each."
-        return tuple(_remarks(self.frame))
+        return tuple([*_changed(self), *_remarks(self.frame)])
 
 # %% ../../nbs/chem/04_dataset.ipynb #e3c2ed25
 ESOL_SHA256 = '17b22091c04a8df013179389fdf103e565ff15a663f295290f086e2a09f40814'
@@ -146,23 +154,32 @@ def load_esol() -> Dataset:
 
 # %% ../../nbs/chem/04_dataset.ipynb #bcaa4a4c
 def duplicates(
-    frame: pd.DataFrame,  # columns `smiles`, `log_solubility`
-) -> pd.DataFrame:        # one row per molecule: `canonical`, `rows`, `labels`, `label_range` (log10 units)
+    frame: pd.DataFrame,  # of a data set: `smiles`, and the measured values
+) -> pd.DataFrame:        # one row per molecule: `canonical`, `rows`, `labels`, `label_range` (in their unit)
     "Molecules that are in more than one row, largest disagreement first."
+    measured = measured_property(frame).column
     canonical = [canonical_smiles(s) for s in frame.smiles]
     repeated = []
     for smiles, group in frame.assign(canonical=canonical).groupby('canonical', sort=False):
         if len(group) == 1: continue
-        labels = group.log_solubility
+        labels = group[measured]
         repeated.append((smiles, tuple(group.index), tuple(labels), labels.max() - labels.min()))
     table = pd.DataFrame(repeated, columns=['canonical', 'rows', 'labels', 'label_range'])
     return table.sort_values('label_range', ascending=False, ignore_index=True)
 
 # %% ../../nbs/chem/04_dataset.ipynb #523b3150
-def _remarks(frame: pd.DataFrame) -> list[str]:  # columns `smiles`, `log_solubility`
+def _changed(data: Dataset) -> list[str]:
+    "A sentence about the molecules to which something was done."
+    if not data.as_written: return []
+    row, written = next(iter(data.as_written.items()))
+    return [f"{len(data.as_written):,} of {_molecules(len(data)).removesuffix(' are').removesuffix(' is')} changed by the "
+            f"rule for molecules, as {written!r} to {data.frame.smiles[row]!r}; salts='refuse' refuses several fragments"]
+
+def _remarks(frame: pd.DataFrame) -> list[str]:  # of a data set
     "What a person should know about molecules before training: one sentence each."
     twice = duplicates(frame)
-    high = frame.log_solubility[frame.log_solubility > DOUBTFUL]
+    values = frame[measured_property(frame).column]
+    high = values[values > DOUBTFUL] if measured_property(frame).is_solubility else []
     remarks = []
     if len(twice):
         differ = (twice.label_range > 0).sum()
@@ -174,21 +191,36 @@ def _remarks(frame: pd.DataFrame) -> list[str]:  # columns `smiles`, `log_solubi
     return remarks
 
 # %% ../../nbs/chem/04_dataset.ipynb #a93db446
-def _read_row(smiles: str, text: str, target: str, reading: Reading) -> float:
-    "The target of one row, or a `DataError` that says what is wrong with it."
-    molecule = parse_smiles(smiles)
-    try: return to_log_molar(read_number(text, reading.decimal or '.'), reading.unit, molecule)
+def _value(text: str, written: str, target: str, reading: Reading) -> float:
+    "The measured value of one row; raises `DataError` with what is wrong with it."
+    try:
+        value = read_number(text, reading.decimal or '.')
+        if not reading.measured.is_solubility: return value
+        return to_log_molar(value, reading.unit, parse_smiles(written))  # what was weighed was the salt
     except DataError as e: raise DataError(f"{target} {e}") from None
 
-def _usable_rows(table: Table, columns: Columns, reading: Reading) -> tuple[list[tuple], list[str]]:
-    "(name, SMILES, target) of each row that can be used, and one line for each that cannot, in the order of the file."
+@dataclass(frozen=True)
+class _Row:
+    "One row of a table that can be used."
+    name: str
+    molecule: Standardised
+    value: float
+    written: str   # what the file has in the place of the molecule
+
+    @classmethod
+    def read(cls, written: str, text: str, name: str, target: str, reading: Reading) -> '_Row':
+        molecule = standardise(written, reading)
+        value = _value(text, written, target, reading)
+        return cls(name.strip() or molecule.name or molecule.smiles, molecule, value, written)
+
+def _usable_rows(table: Table, columns: Columns, reading: Reading) -> tuple[list[_Row], list[str]]:
+    "The rows that can be used, and one line for each that cannot, in the order of the file."
     frame = table.frame
     names = frame[columns.name] if columns.name else [''] * len(frame)
     usable = []
     refused = dict(table.misfits)
     for place, smiles, text, name in zip(frame.index, frame[columns.smiles], frame[columns.target], names):
-        smiles = smiles.strip()
-        try: usable.append((name.strip() or smiles, smiles, _read_row(smiles, text, columns.target, reading)))
+        try: usable.append(_Row.read(smiles.strip(), text, name, columns.target, reading))
         except DataError as e: refused[place] = str(e)
     return usable, [f'{table.where(place)}: {refused[place]}' for place in sorted(refused)]
 
@@ -201,10 +233,14 @@ def first_target(
     if 'log_solubility' in others: return 'log_solubility'
     return others[0] if len(others) == 1 else None
 
-def _version(table: Table, reading: Reading) -> str:
-    "The hash of a file, and of what was said about it where that is not the default."
-    defaults = dict(smiles_column='smiles', target=first_target(table.frame), decimal='.', unit=LOG_MOLAR)
+_RULE = ('salts', 'cleanup', 'neutralise', 'drop_isotopes', 'drop_stereo')
+
+def _version(table: Table, reading: Reading, changed: bool) -> str:
+    "The hash of a file, and of what was said about it where that makes other molecules or values of it."
+    defaults = dict(smiles_column='smiles', target=first_target(table.frame), decimal='.', unit=LOG_MOLAR,
+                    property=LOGS, duplicates='keep')
     said = {k: getattr(reading, k) for k in defaults if getattr(reading, k) not in (defaults[k], None)}
+    if changed: said |= {k: getattr(reading, k) for k in _RULE}
     if not said: return table.version
     return dataset_version((table.version + json.dumps(said, sort_keys=True)).encode())
 
@@ -222,10 +258,25 @@ def _in_words(table: Table, reading: Reading) -> str:
     "How a file was read."
     comma = ' with a decimal comma' if reading.decimal == ',' else ''
     parts = [table.how, f"SMILES from {reading.smiles_column!r}", f"target {reading.target!r}{comma}"]
-    if reading.unit not in (None, LOG_MOLAR): parts.append(f"converted from {reading.unit} to {LOG_MOLAR}")
+    if not reading.measured.is_solubility: parts.append(f"which is {reading.measured.label}")
+    elif reading.unit not in (None, LOG_MOLAR): parts.append(f"converted from {reading.unit} to {LOG_MOLAR}")
     if reading.name_column: parts.append(f"names from {reading.name_column!r}")
     if table.blank: parts.append(f"{table.blank} blank row{'s' * (table.blank > 1)} left out")
     return ', '.join(parts)
+
+# %% ../../nbs/chem/04_dataset.ipynb #aebc2576
+def _frame(rows: list[_Row], reading: Reading) -> pd.DataFrame:
+    "The molecules and their values, with a note of what these are."
+    values = [(row.name, row.molecule.smiles, row.value) for row in rows]
+    frame = pd.DataFrame(values, columns=['name', 'smiles', reading.measured.column])
+    return of_property(frame, reading.measured)
+
+def _merged(frame: pd.DataFrame, how: str) -> pd.DataFrame:
+    "One row per molecule, in the order of their first rows."
+    measured = measured_property(frame).column
+    groups = frame.groupby(frame.smiles.map(canonical_smiles), sort=False)
+    merged = groups.agg({'name': 'first', 'smiles': 'first', measured: how})
+    return of_property(merged.reset_index(drop=True), measured_property(frame))
 
 # %% ../../nbs/chem/04_dataset.ipynb #3e04fdad
 def read_dataset(
@@ -239,22 +290,26 @@ def read_dataset(
     columns = choose_columns(table, reading)
     own = dict(smiles_column=columns.smiles, target=columns.target, name_column=columns.name)
     decimal = reading.decimal or recognise_decimal(table.frame[columns.target].tolist())
-    unit = reading.unit and unit_named(reading.unit)
+    unit = unit_named(reading.unit) if reading.unit and reading.measured.is_solubility else reading.unit
     reading = Reading(**reading.model_dump() | own | dict(decimal=decimal, unit=unit))
     usable, refused = _usable_rows(table, columns, reading)
     if refused and not skip_bad_rows:
         raise DataError(f"{len(refused):,} of {len(table.frame) + len(table.misfits):,} rows of {path} cannot be used "
                         f"(skip_bad_rows=True leaves them out):{listed(refused)}")
     if not usable: raise DataError(f"{path}: no usable row{listed(refused)}")
-    frame = pd.DataFrame(usable, columns=['name', 'smiles', 'log_solubility'])
-    return Dataset(table.path.stem, frame, _version(table, reading), str(table.path.resolve()), tuple(refused),
-                   reading, _in_words(table, reading))
+    as_written = {i: row.written for i, row in enumerate(usable) if row.molecule.changes}
+    frame = _frame(usable, reading)
+    if reading.duplicates != 'keep': frame, as_written = _merged(frame, reading.duplicates), {}
+    version = _version(table, reading, any(row.molecule.changes for row in usable))
+    return Dataset(table.path.stem, frame, version, str(table.path.resolve()), tuple(refused), reading,
+                   _in_words(table, reading), as_written)
 
 # %% ../../nbs/chem/04_dataset.ipynb #b1e0e478
 def load_table(
     path: str | Path, skip_bad_rows: bool = False, *, smiles_column: str | None = None, target: str | None = None,
     name_column: str | None = None, separator: str | None = None, decimal: str | None = None,
-    encoding: str | None = None, unit: str = LOG_MOLAR,
+    encoding: str | None = None, property: str = LOGS, unit: str | None = None, duplicates: str = 'keep',
+    **rule,
 ) -> Dataset:
     r"""A table of your own.
 
@@ -276,15 +331,21 @@ def load_table(
         The decimal sign of the measured values, `.` or `,`; recognised when not given.
     encoding : str, optional
         Of a text file: a codec of Python; recognised when not given.
-    unit : str
-        Of the measured values: log10(mol/L), mol/L, mmol/L, µM, nM, g/L, mg/mL, mg/L, µg/mL or µg/L. Models are
-        trained on log10(mol/L); the weight of each molecule comes from its SMILES.
+    property : str
+        What was measured: `logS`, the default, is solubility; any other name is a property of your own.
+    unit : str, optional
+        Of a solubility: log10(mol/L), mol/L, mmol/L, µM, nM, g/L, mg/mL, mg/L, µg/mL or µg/L. Models are trained on
+        log10(mol/L); the weight of each molecule comes from its SMILES. Of another property: any text, or nothing.
+    duplicates : str
+        What several rows of one molecule become: `keep` them, or one row with their `mean` or `median`.
+    rule
+        What is done to each molecule, here and in prediction: the settings of `chem.molecules.Standardisation`.
 
     Returns
     -------
     Dataset
-        Its columns are `name`, `smiles` and `log_solubility`, whatever they are called in the file; `how` says how
-        the file was read.
+        Its columns are `name`, `smiles` and `log_solubility` (or the name of another property), whatever they are
+        called in the file; `how` says how the file was read.
 
     Raises
     ------
@@ -308,8 +369,9 @@ def load_table(
     load_esol : the table in the package.
     """
     said = dict(smiles_column=smiles_column, target=target, name_column=name_column, separator=separator,
-                decimal=decimal, encoding=encoding, unit=unit)
-    return read_dataset(path, Reading(**said), skip_bad_rows)
+                decimal=decimal, encoding=encoding, property=property, duplicates=duplicates)
+    if unit is not None: said['unit'] = unit
+    return read_dataset(path, Reading(**said, **rule), skip_bad_rows)
 
 # %% ../../nbs/chem/04_dataset.ipynb #e3b0ff57
 def load_dataset(

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..chem.molecules import as_text, parse_smiles
-from ..chem.descriptors import fingerprint, similarity
+from ..chem.molecules import as_text, fingerprint, parse_smiles, similarity
 from ..errors import BioaiError, DataError
 from ..models.fitted import FittedModel, load_model, MoleculeSet
 from ..registry.journal import MODEL, Snapshot, snapshot

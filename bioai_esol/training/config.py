@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ..chem.columns import Reading
+from ..chem.columns import Property, Reading, recorded
 from ..chem.dataset import Dataset, first_target, load_esol, read_dataset
 from ..chem.tables import read_table
-from ..chem.split import random_split, scaffold_split, Split
+from ..chem.split import cluster_split, random_split, scaffold_split, Split
 from ..errors import DataError, Settings
 from ..models.architectures import ARCHITECTURES, NETWORK_SETTINGS
 
@@ -30,7 +30,7 @@ WeightDecay = Annotated[float, Field(ge=0), AfterValidator(lambda x: x + 0.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-SplitName = Literal['scaffold', 'random']
+SplitName = Literal['scaffold', 'cluster', 'random']
 ArchitectureName = Literal[tuple(ARCHITECTURES)]
 Pooling = Literal['mean', 'sum', 'mean-max-sum']
 Schedule = Literal['constant', 'cosine']
@@ -163,15 +163,11 @@ def config_from(
 
 def _reading_of(run: Mapping) -> Reading:
     "How the table of a run was read; one that is older than the record of it was read without being told anything."
-    if _is_given(run.get('dataset_reading')): return Reading(**json.loads(run['dataset_reading']))
+    if _is_given(run.get('dataset_reading')): return recorded(json.loads(run['dataset_reading']))
     headers = read_table(run['dataset_source']).frame.columns
-    return Reading(smiles_column='smiles', target=first_target(headers), decimal='.', unit=None)
+    return recorded(dict(smiles_column='smiles', target=first_target(headers), decimal='.', unit=None))
 
-def _reading_of(run: Mapping) -> Reading:
-    "How the table of a run was read; one that is older than the record of it was read without being told anything."
-    if _is_given(run.get('dataset_reading')): return Reading(**json.loads(run['dataset_reading']))
-    headers = read_table(run['dataset_source']).frame.columns
-    return Reading(smiles_column='smiles', target=first_target(headers), decimal='.', unit=None)
+
 
 # %% ../../nbs/training/01_config.ipynb #9e419f1f
 def dataset_of(
@@ -193,7 +189,8 @@ def make_split(
     "Divide `dataset` as `config` says; raises `DataError` when it cannot be done."
     fractions = dict(frac_train=config.frac_train, frac_val=config.frac_val)
     if config.split == 'random': return random_split(dataset.smiles, config.seed, **fractions)
-    return scaffold_split(dataset.smiles, **fractions)
+    divide = cluster_split if config.split == 'cluster' else scaffold_split
+    return divide(dataset.smiles, **fractions)
 
 def split_key(
     config: TrainConfig,  # any configuration

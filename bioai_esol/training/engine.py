@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..chem.dataset import Dataset
-from ..chem.descriptors import DESCRIPTORS, fingerprint, similarity
+from ..chem.descriptors import DESCRIPTORS
+from ..chem.molecules import fingerprint, similarity
 from ..chem.graphs import merge_atoms, MolecularGraphs
 from ..chem.split import Split
 from ..errors import ConfigError
