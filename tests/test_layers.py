@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 WINGS = dict(
-    chem='molecules tables columns dataset split descriptors graphs bond_graphs',
+    chem='molecules tables columns dataset split descriptors graphs bond_graphs domain',
     stats='metrics conformal',
     models='kaxis gcn residual_gcn dmpnn regressors architectures fitted',
     training='config optimiser engine worker lineage',

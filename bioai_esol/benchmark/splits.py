@@ -34,12 +34,12 @@ def write_splits(
     folder: str | Path,  # gets `splits/scaffold.csv` and so on
     dataset: Dataset,    # the table to divide
 ) -> dict[str, Path]:    # the file of each split
-    "One table per split, with `smiles`, `log_solubility` and `split` (train, val or test), for any other program."
+    "One table per split, with `smiles`, the measured values and `split` (train, val or test), for any other program."
     files = {}
     (Path(folder) / 'splits').mkdir(parents=True, exist_ok=True)
     for name, split in bench_splits(dataset).items():
         part = np.full(len(dataset), 'train', dtype=object)
         part[split.val], part[split.test] = 'val', 'test'
         files[name] = Path(folder) / 'splits' / f'{name}.csv'
-        dataset.frame[['smiles', 'log_solubility']].assign(split=part).to_csv(files[name], index=False)
+        dataset.frame[['smiles', dataset.property.column]].assign(split=part).to_csv(files[name], index=False)
     return files

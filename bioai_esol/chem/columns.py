@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOGS', 'LOG_MOLAR', 'SOLUBILITY', 'TARGET_HEADERS', 'LOWEST', 'HIGHEST', 'DOUBTFUL', 'UNITS', 'Property',
-           'of_property', 'measured_property', 'Reading', 'recorded', 'read_number', 'recognise_decimal',
-           'numeric_columns', 'smiles_columns', 'Columns', 'choose_columns', 'unit_named', 'to_log_molar']
+           'prediction_columns', 'of_property', 'measured_property', 'Reading', 'recorded', 'read_number',
+           'recognise_decimal', 'numeric_columns', 'smiles_columns', 'Columns', 'choose_columns', 'unit_named',
+           'to_log_molar']
 
 # %% ../../nbs/chem/03_columns.ipynb #650b3fa8
 import difflib
@@ -27,8 +28,8 @@ from ..errors import ConfigError, DataError
 LOGS = 'logS'
 LOG_MOLAR = 'log10(mol/L)'
 _ALSO_LOGS = ('logs', 'log_solubility', 'solubility', 'aqueous solubility', 'log solubility')
-_TAKEN = ('name', 'smiles', 'row', 'predicted', 'low', 'high', 'unit', 'similarity', 'domain', 'why', 'read_as', 'error',
-          'model_version', 'scaffold', 'share', 'heavy_atoms')  # other columns of tables of predictions
+_AFTER = ('low', 'high', 'unit', 'solubility_mol_per_l', 'similarity', 'domain', 'why', 'read_as', 'model_version', 'error')
+_TAKEN = ('name', 'smiles', 'row', 'predicted', *_AFTER, 'scaffold', 'share', 'heavy_atoms')  # no names of properties
 
 @dataclass(frozen=True)
 class Property:
@@ -55,6 +56,13 @@ class Property:
         return f'{self.name} ({unit})' if unit else self.name
 
 SOLUBILITY = Property()
+
+def prediction_columns(
+    of: Property,   # what is predicted
+) -> list[str]:
+    "The columns of a table of predictions, in their order; the molar solubility is there for solubility alone."
+    after = [c for c in _AFTER if of.is_solubility or c != 'solubility_mol_per_l']
+    return ['smiles', of.column, *after]
 
 # %% ../../nbs/chem/03_columns.ipynb #7059f0ba
 def of_property(

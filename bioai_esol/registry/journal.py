@@ -407,7 +407,7 @@ def turn(
 ) -> Iterator[Turn]:
     "The right to change the registry; settles what others left open. Raises `StoreError` when it cannot be had."
     with _locked(store):
-        try: store.client.create_registered_model(MODEL, description='Aqueous solubility, log10 mol/L')
+        try: store.client.create_registered_model(MODEL, description='Properties of molecules; the tag `property` of a version says which')
         except StoreError as e:
             if e.code != 'RESOURCE_ALREADY_EXISTS': raise
         claim = _claim(store)

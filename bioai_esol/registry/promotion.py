@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import bioai_esol
+from ..chem.columns import prediction_columns, Property, SOLUBILITY
 from ..errors import BioaiError, DataError, StoreError
 from .journal import Entry, settled, Snapshot, snapshot, Turn, turn
 from .policy import (already_champion, as_retrained, Choice, choose_candidate, code_rules, Decision,
@@ -28,7 +29,7 @@ from ..store.outbox import deliver_pending
 from ..store.runs import fetch_artifacts, newest_run_tag, run_row, runs_table, search, whole_tag
 from ..store.writer import fail_run, Writer
 from ..sweep.ensemble import any_config, epochs_of, make_any_task, train_any
-from ..training.config import dataset_of
+from ..training.config import dataset_of, property_of
 from ..training.lineage import code_state, code_version, LIBRARIES, lineage, machine
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
@@ -102,19 +103,20 @@ _LOADER = '''import mlflow
 from bioai_esol import SolubilityModel
 mlflow.models.set_model(SolubilityModel())
 '''
-_OUTPUT = dict(smiles='string', log_solubility='double', low='double', high='double', unit='string',
-               solubility_mol_per_l='double', similarity='double', domain='string',
-               model_version='string', error='string')
+_NUMBERS = ('low', 'high', 'similarity', 'solubility_mol_per_l')  # of a table of predictions, beside the property
 
-def signature() -> 'ModelSignature':
+def signature(
+    of: Property,         # what the model predicts
+) -> 'ModelSignature':
     "What a registered model reads and answers."
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
     return ModelSignature(Schema([ColSpec('string', 'smiles')]),
-                          Schema([ColSpec(kind, name) for name, kind in _OUTPUT.items()]))
+                          Schema([ColSpec('double' if name in (of.column, *_NUMBERS) else 'string', name)
+                                  for name in prediction_columns(of)]))
 
 # %% ../../nbs/registry/04_promotion.ipynb #e5535a6d
-def _save_pyfunc(files: Path, tags: dict[str, str], folder: Path) -> Path:
+def _save_pyfunc(files: Path, tags: dict[str, str], folder: Path, of: Property) -> Path:
     "Save model files as a pyfunc model in `folder`; where it is."
     from mlflow.pyfunc import save_model
     loader = folder / 'loader.py'
@@ -123,18 +125,18 @@ def _save_pyfunc(files: Path, tags: dict[str, str], folder: Path) -> Path:
     out = folder / 'model'
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '.*An input example was not provided', UserWarning)  # the signature is given
-        save_model(out, python_model=str(loader), signature=signature(), model_config=tags, artifacts=artifacts,
+        save_model(out, python_model=str(loader), signature=signature(of), model_config=tags, artifacts=artifacts,
                    pip_requirements=[f'bioai-esol=={bioai_esol.__version__}'])
     return out
 
 # %% ../../nbs/registry/04_promotion.ipynb #67b65509
-def _pack(store: Store, run_id: str) -> dict[str, str]:  # checksums, as tags of the version to be
+def _pack(store: Store, run: dict) -> dict[str, str]:  # checksums, as tags of the version to be
     "Put a pyfunc model made of the run's own weights beside them, as the artifact `model`."
     with tempfile.TemporaryDirectory() as folder:
-        files = fetch_artifacts(store, run_id, Path(folder) / 'run')
+        files = fetch_artifacts(store, run['run_id'], Path(folder) / 'run')
         tags = checksums(files)
-        model = _save_pyfunc(files, tags, Path(folder))
-        store.client.log_artifacts(run_id, str(model), 'model')
+        model = _save_pyfunc(files, tags, Path(folder), property_of(run))
+        store.client.log_artifacts(run['run_id'], str(model), 'model')
         return tags
 
 _KEPT_TAGS = ('run_tag', 'repeats_run', 'code_version', 'dataset_version', 'split_digest')
@@ -142,22 +144,23 @@ _KEPT_TAGS = ('run_tag', 'repeats_run', 'code_version', 'dataset_version', 'spli
 def _register(t: Turn, run: dict, chosen: dict, tags: dict[str, str], record: dict) -> str:  # the new number
     "Make a version of a run whose model is packed."
     of_run = {k: str(run[k]) for k in _KEPT_TAGS if run.get(k)}
-    own = dict(status='registered', config_digest=chosen['config_digest'])
+    own = dict(status='registered', config_digest=chosen['config_digest'], property=property_of(run).label)
     source = f"{t.store.client.get_run(run['run_id']).info.artifact_uri}/model"
     reason = f"repeats run {chosen['run_id'][:8]} of {run['run_tag']!r}: {chosen['run_name']}"
     return t.register(reason, run['run_id'], source, of_run | tags | own, record)
 
 # %% ../../nbs/registry/04_promotion.ipynb #1d77e217
-def _difference(store: Store, run_id: str, champion_run: str) -> PairedDifference | str:  # or why there is none
+def _difference(store: Store, run: dict, champion_run: str) -> PairedDifference | str:  # or why there is none
     "The paired difference in test RMSE, for a person to see: a margin of 2 % is far inside the noise of 113 molecules."
     with tempfile.TemporaryDirectory() as folder:
-        def predictions(run: str) -> pd.DataFrame:
-            file = fetch_artifacts(store, run, Path(folder) / run, 'test_predictions.csv')
+        def predictions(run_id: str) -> pd.DataFrame:
+            file = fetch_artifacts(store, run_id, Path(folder) / run_id, 'test_predictions.csv')
             return pd.read_csv(file)
-        try: ours, theirs = predictions(run_id), predictions(champion_run)
+        try: ours, theirs = predictions(run['run_id']), predictions(champion_run)
         except StoreError as e: return str(e)
     if ours.smiles.tolist() != theirs.smiles.tolist(): return 'they were tested on different molecules'
-    return paired_rmse_difference(ours.log_solubility, ours.predicted, theirs.predicted)
+    measured = ours[property_of(run).column]
+    return paired_rmse_difference(measured, ours.predicted, theirs.predicted)
 
 def champion_run(
     store: Store,                      # whose registry is asked
@@ -283,7 +286,7 @@ class _Terms:
     def judge(self, store: Store, registry: Snapshot, run: dict, failed: str, version: str | None = None) -> Decision:
         "May this run become champion, as things are?"
         champion = champion_run(store, registry)
-        difference = _difference(store, run['run_id'], champion['run_id']) if champion else ''
+        difference = _difference(store, run, champion['run_id']) if champion else ''
         damage = verify_model_files(store, registry.versions[version]) if version else None
         return decide_promotion(run, champion, self.policy, self.allow_dirty, difference, damage, failed, self.force)
 
@@ -396,7 +399,7 @@ def _retrain_and_pack(store: Store, registry: Snapshot, chosen: dict, policy: Po
     decision = decide_reproduction(chosen, run, machine_differences(chosen, run), policy)
     store.client.set_tag(run['run_id'], 'reproduction', decision.note if decision.approved else 'failed')
     new = decision.approved and registry.of_run(run['run_id']) is None
-    tags = _pack(store, run['run_id']) if new else {}
+    tags = _pack(store, run) if new else {}
     return _Retrained(run, (decision,), tags, existing is not None)
 
 # %% ../../nbs/registry/04_promotion.ipynb #cae68e5d

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..chem.columns import measured_property
 from ..chem.dataset import Dataset
 from ..chem.molecules import canonical_smiles
 from ..chem.split import Split
@@ -26,11 +27,11 @@ from ..training.config import dataset_of, make_split
 
 # %% ../../nbs/serving/03_comparison.ipynb #4a921c2c
 def score_versions(
-    molecules: pd.DataFrame,   # `log_solubility` and, for each version N, `predicted_N`
+    molecules: pd.DataFrame,   # measured values and, for each version N, `predicted_N`
     versions: Sequence[str],   # numbers of the versions
 ) -> pd.DataFrame:
     "One row per version: `version`, `rmse` with its 95 % interval, `mae`, `r2`."
-    y = molecules.log_solubility
+    y = molecules[measured_property(molecules).column]
     rows = []
     for v in versions:
         p = molecules[f'predicted_{v}']
@@ -51,7 +52,7 @@ def _verdict(versions: tuple[str, str], d: PairedDifference) -> str:
 class Comparison:
     "Two versions on the same molecules."
     versions: tuple[str, str]     # numbers of the versions
-    molecules: pd.DataFrame       # `smiles`, `log_solubility`; per version N `predicted_N` and its `error_N`
+    molecules: pd.DataFrame       # `smiles`, measured values; per version N `predicted_N` and its `error_N`
     difference: PairedDifference  # RMSE of the first − RMSE of the second
     notes: tuple[str, ...] = ()   # what makes the comparison unfair
 
@@ -97,18 +98,22 @@ def _compared(
     store: Store,
     seen: Snapshot,           # the registry as it was read
     pair: tuple[str, str],    # numbers of the versions
-    measured: pd.DataFrame,   # `smiles`, `log_solubility`
+    measured: pd.DataFrame,   # `smiles`, and the measured values
     runs: dict[str, dict],    # the run of each version
 ) -> Comparison:
     "Both versions on measured molecules, with a note for those that one of them was trained on."
-    frame = measured[['smiles', 'log_solubility']].reset_index(drop=True)
+    of = measured_property(measured)
+    frame = measured[['smiles', of.column]].reset_index(drop=True)
     for v in pair:
-        frame[f'predicted_{v}'] = load_registered(store, seen, v).predict(frame.smiles).log_solubility
-        frame[f'error_{v}'] = frame[f'predicted_{v}'] - frame.log_solubility
+        version = load_registered(store, seen, v)
+        if version.property != of:
+            raise BioaiError(f"version {v} predicts {version.property.label}, and these molecules have {of.label}")
+        frame[f'predicted_{v}'] = version.predict(frame.smiles)[of.column]
+        frame[f'error_{v}'] = frame[f'predicted_{v}'] - frame[of.column]
     molecules = {canonical_smiles(s) for s in frame.smiles}
     notes = [note for v in pair for note in _unfair(runs[v], v, molecules)]
     first, second = (frame[f'predicted_{v}'] for v in pair)
-    return Comparison(pair, frame, paired_rmse_difference(frame.log_solubility, first, second), tuple(notes))
+    return Comparison(pair, frame, paired_rmse_difference(frame[of.column], first, second), tuple(notes))
 
 # %% ../../nbs/serving/03_comparison.ipynb #1b099daf
 def compare(

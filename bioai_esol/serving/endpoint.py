@@ -47,7 +47,7 @@ class SolubilityModel(mlflow.pyfunc.PythonModel):
                 context,                    # MLflow's; not needed any more
                 model_input: pd.DataFrame,  # column `smiles`, n rows
                 params=None,                # MLflow's; there are none
-    ) -> pd.DataFrame:                      # n rows, columns `PREDICTION_COLUMNS`
+    ) -> pd.DataFrame:                      # n rows, columns `columns.prediction_columns`
         "Predict; what is missing is None, since JSON has null and no NaN."
         out = self.predictor.predict(model_input['smiles'].tolist())
         return out if out.notna().all(axis=None) else out.astype(object).where(out.notna(), None)

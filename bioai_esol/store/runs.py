@@ -424,8 +424,9 @@ def load_predictions(run_id: str, *, tracking_uri: str | None = None) -> pd.Data
     Returns
     -------
     pandas.DataFrame
-        One row per test molecule: `name`, `smiles`, measured `log_solubility`, `predicted`, and the 90 % interval from
-        `low` to `high`, all in log10 mol/L. The index `row` is the molecule's row in the data set.
+        One row per test molecule: `name`, `smiles`, the measured values (`log_solubility`, in log10 mol/L, or another
+        property), `predicted`, and the 90 % interval from `low` to `high`. The index `row` is the molecule's row in the
+        data set.
 
     Raises
     ------
@@ -445,6 +446,11 @@ def load_predictions(run_id: str, *, tracking_uri: str | None = None) -> pd.Data
     --------
     load_runs : the runs of a sweep.
     """
+    store = connect(tracking_uri)
     with tempfile.TemporaryDirectory() as folder:
-        file = fetch_artifacts(connect(tracking_uri), run_id, folder, 'test_predictions.csv')
-        return _predictions(file)
+        table = _predictions(fetch_artifacts(store, run_id, folder, 'test_predictions.csv'))
+    from bioai_esol.chem.columns import of_property, SOLUBILITY
+    from bioai_esol.training.config import property_of
+    if SOLUBILITY.column in table: return table
+    with one_line(f"cannot read run {run_id}"): tags = store.client.get_run(run_id).data.tags
+    return of_property(table, property_of(tags))

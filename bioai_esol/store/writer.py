@@ -33,7 +33,7 @@ def _metrics(result: TrainResult) -> dict[str, list[tuple[int, float]]]:
     return history | {name: [(last, float(value))] for name, value in result.summary.items()}
 
 def _test_table(result: TrainResult, task: Task):
-    "The test molecules with their predictions and intervals, log10 mol/L."
+    "The test molecules with their predictions and intervals."
     predicted = result.test_predictions
     low, high = predicted - result.half_widths, predicted + result.half_widths
     return task.dataset.frame.iloc[task.split.test].assign(predicted=predicted, low=low, high=high)
@@ -41,9 +41,8 @@ def _test_table(result: TrainResult, task: Task):
 def _write_files(folder: Path, result: TrainResult, task: Task):
     "The model, and what it predicts for the test molecules."
     info = dict(config=result.config.model_dump(), dataset=task.dataset.name, dataset_version=task.dataset.version,
-                split_digest=task.split.digest, unit='log10 mol/L', summary=result.summary, domain=task.domain)
-    if task.dataset.how: info['reading'] = task.dataset.reading.model_dump(exclude_defaults=True)
-    if task.dataset.how: info['reading'] = task.dataset.reading.model_dump(exclude_defaults=True)
+                split_digest=task.split.digest, unit=task.dataset.property.unit, summary=result.summary, domain=task.domain,
+                reading=task.dataset.reading.record())
     save_model(folder, FittedModel(result.info | info, result.weights))
     _test_table(result, task).to_csv(Path(folder) / 'test_predictions.csv', index_label='row')
 
@@ -54,7 +53,8 @@ def _described(dataset: Dataset) -> dict[str, str]:
     from mlflow.data import from_pandas
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # a remark on integer columns, of which we have none
-        description = from_pandas(dataset.frame, source=dataset.source, name=dataset.name, targets='log_solubility')
+        description = from_pandas(dataset.frame, source=dataset.source, name=dataset.name, 
+                                  targets=dataset.property.column)
         values = description.to_dict()
     return {k: values[k] for k in ('name', 'digest', 'source_type', 'source', 'schema', 'profile') if k in values}
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HiddenDim', 'BatchSize', 'LearningRate', 'Dropout', 'WeightDecay', 'Seed', 'Epochs', 'Fraction', 'SplitName',
            'ArchitectureName', 'Pooling', 'Schedule', 'AXES', 'TrainSettings', 'TrainConfig', 'config_from',
-           'dataset_of', 'make_split', 'split_key']
+           'property_of', 'dataset_of', 'make_split', 'split_key']
 
 # %% ../../nbs/training/01_config.ipynb #b8aa95a9
 import hashlib, json
@@ -170,6 +170,13 @@ def _reading_of(run: Mapping) -> Reading:
 
 
 # %% ../../nbs/training/01_config.ipynb #9e419f1f
+def property_of(
+    run: Mapping,  # tags of a run, or a row of a table of runs
+) -> Property:     # solubility where nothing else is on record
+    "What a run predicts."
+    record = run.get('dataset_reading')
+    return recorded(json.loads(record) if _is_given(record) else {}).measured
+
 def dataset_of(
     run: Mapping,  # a row of a table of runs
 ) -> Dataset:      # ESOL, or the table that the run names

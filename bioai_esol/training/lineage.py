@@ -7,7 +7,7 @@ __all__ = ['BUILD_FILES', 'GIT_TIMEOUT_S', 'LIBRARIES', 'uncommitted_files', 'co
            'machine', 'lineage']
 
 # %% ../../nbs/training/05_lineage.ipynb #568a42dc
-import hashlib, os, platform, socket, subprocess
+import hashlib, json, os, platform, socket, subprocess
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -122,5 +122,5 @@ def lineage(
                 host=socket.gethostname(), pid=str(os.getpid()))
     twice = leakage(dataset.smiles, split)
     if twice: tags |= dict(split_leakage=str(len(twice)))
-    if dataset.how: tags |= dict(dataset_reading=dataset.reading.model_dump_json(exclude_defaults=True))
+    if dataset.how: tags |= dict(dataset_reading=json.dumps(dataset.reading.record()))
     return tags | code_version() | machine(device)
