@@ -72,7 +72,8 @@ def leaderboard(runs: pd.DataFrame, k: int | None = None) -> pd.DataFrame:
     -------
     DataFrame
         One row per run: the hyperparameters that vary, `best_val_rmse` and `best_epoch`, then `val_rmse`,
-        `generalisation_gap` and `val_r2` at the last epoch. Errors are in log10 units.
+        `generalisation_gap` and `val_r2` at the last epoch. Errors are in the unit of the property, log10 units for a
+        solubility.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def role_table(
     judged: pd.DataFrame,         # `policy.Choice.runs`
     chosen: str | None = None,    # run_id; None when no run passes
 ) -> pd.DataFrame:                # one row per role: the run, its metrics, and what the policy says of it
-    "The runs that an argument compares, side by side; errors in log10 units."
+    "The runs that an argument compares, side by side."
     by_role = run_roles(judged, chosen)
     rows = judged.set_index('run_id').loc[list(by_role.values())]
     table = rows[_SHOWN].set_axis(pd.Index(by_role, name='run'), axis=0)
@@ -175,7 +176,7 @@ def explain_choice(
 def last_epochs(
     runs: pd.DataFrame,       # rows of `runs.load_runs`
     histories: pd.DataFrame,  # of `runs.load_histories`, with `val_rmse`
-) -> pd.DataFrame:            # one row per run, index `run_id`; errors in log10 units
+) -> pd.DataFrame:            # one row per run, index `run_id`
     "The best epoch of each run, and where its validation error was in the last quarter of its epochs."
     val = histories[histories.metric == 'val_rmse'].pivot(index='epoch', columns='run_id', values='value')
     last = val.tail(max(2, len(val) // 4))
@@ -204,7 +205,7 @@ GAP_THRESHOLDS = (.05, .10, .15, .20, .25, .30, .35, .40, .50)  # log10 units
 def threshold_choices(
     runs: pd.DataFrame,                            # rows of `runs.load_runs`
     policy: Policy,                                # all but its gap threshold is kept
-    thresholds: Sequence[float] = GAP_THRESHOLDS,  # log10 units
+    thresholds: Sequence[float] = GAP_THRESHOLDS,  # in the unit of the errors
 ) -> pd.DataFrame:                                 # one row per threshold
     "What each gap threshold chooses: how many runs pass, and which of them is taken."
     rows = []
@@ -307,7 +308,7 @@ def _verdict(difference: Interval) -> str:
 def paired_effects(
     runs: pd.DataFrame,  # rows of `runs.load_runs`
 ) -> pd.DataFrame:       # one row per change: `axis`, `change`, `difference` with `low` and `high`, `pairs`, `verdict`
-    "Every value of every axis against the lowest, in best_val_rmse (log10 units, 95 %); no pairs, no verdict."
+    "Every value of every axis against the lowest, in best_val_rmse (with 95 %); no pairs, no verdict."
     table = finished_runs(runs)
     rows = []
     for axis in varying_axes(table):
@@ -404,7 +405,7 @@ def importance(
     runs: pd.DataFrame,             # rows of `runs.load_runs`
     metric: str = 'best_val_rmse',  # a column of `runs`
     seed: int = 0,                  # of folds, forest and shuffling
-) -> pd.DataFrame:                  # `axis`, `importance` with `low` and `high` over folds (log10 units), `r2`
+) -> pd.DataFrame:                  # `axis`, `importance` with `low` and `high` over folds, `r2`
     "Increase in a random forest's RMSE when one axis is shuffled, largest first; raises `BioaiError` for few runs."
     from bioai_esol.models.regressors import unlogged  # imports PyTorch, which no other analysis needs
     table = finished_runs(runs)
@@ -418,7 +419,9 @@ def importance(
     for axis, column in zip(axes, worse.T):
         mean = bootstrap_mean(column)
         rows.append(dict(axis=axis, importance=mean.value, low=mean.low, high=mean.high, r2=r2))
-    return pd.DataFrame(rows).sort_values('importance', ascending=False, ignore_index=True)
+    ranked = pd.DataFrame(rows).sort_values('importance', ascending=False, ignore_index=True)
+    ranked.attrs['dataset_reading'] = table.dataset_reading.iloc[0] if 'dataset_reading' in table else None
+    return ranked
 
 # %% ../../nbs/analysis/01_effects.ipynb #ef120002
 def describe_importance(

@@ -12,6 +12,7 @@ __all__ = ['errors', 'describe_errors', 'describe_worst', 'describe_champion', '
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -23,7 +24,8 @@ from rdkit.Chem import rdMolDescriptors
 from rdkit.Chem.Draw import rdMolDraw2D
 from scipy.stats import binomtest
 
-from .figures import BLUE, legend_below, LOG10, new_figure, ORANGE, VERMILION, without_box
+from .figures import BLUE, legend_below, new_figure, ORANGE, VERMILION, without_box
+from ..chem.columns import measured_property, Property
 from ..chem.molecules import canonical_smiles, parse_smiles, similarity
 from ..chem.split import scaffold
 from ..errors import BioaiError
@@ -37,17 +39,20 @@ from ..sweep.ensemble import any_config
 from ..training.config import dataset_of, make_split
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #2e09ac68
+def _measured(predictions: pd.DataFrame) -> pd.Series: return predictions[measured_property(predictions).column]
+
 def errors(
-    predictions: pd.DataFrame,  # `smiles`, `log_solubility`, `predicted` (log10 mol/L), perhaps `name`; per molecule
-) -> pd.DataFrame:  # the same, worst first, with `error` (predicted − measured), `scaffold`, `heavy_atoms`, `share`
+    predictions: pd.DataFrame,  # `smiles`, measured values, `predicted`, perhaps `name`; per molecule
+) -> pd.DataFrame:  # the same, worst first, with `measured`, `error` (predicted − measured), `scaffold`, `heavy_atoms`, `share`
     "Predictions with their errors and their shares of the squared error; raises `BioaiError` when there are none."
     if not len(predictions): raise BioaiError('the table of predictions is empty: there is no error to look at')
-    error = predictions.predicted - predictions.log_solubility
+    measured = _measured(predictions)
+    error = predictions.predicted - measured
     total = (error ** 2).sum()
     name = predictions.get('name', predictions.smiles).fillna(predictions.smiles)  # one's own table may name a few only
     sizes = predictions.smiles.map(lambda s: parse_smiles(s).GetNumHeavyAtoms())
     share = error ** 2 / total if total else 0.
-    table = predictions.assign(name=name, error=error, scaffold=predictions.smiles.map(scaffold), heavy_atoms=sizes,
+    table = predictions.assign(name=name, measured=measured, error=error, scaffold=predictions.smiles.map(scaffold), heavy_atoms=sizes,
                                share=share)
     return table.sort_values('error', key=abs, ascending=False, kind='stable')
 
@@ -55,19 +60,46 @@ def _count(n: int, noun: str = 'molecule') -> str:
     plural = 'families' if noun == 'family' else f'{noun}s'
     return f'{n} {noun if n == 1 else plural}'
 
+# %% ../../nbs/analysis/03_error_analysis.ipynb #5d49bee0
+@dataclass(frozen=True)
+class _Words:
+    "How one speaks of high and low values."
+    quantity: str = 'value'
+    over: str = 'too high'
+    under: str = 'too low'
+    lowest: str = 'lowest'
+    highest: str = 'highest'
+    order: str = 'the lowest prediction to the highest'
+
+_SOLUBLE = _Words('solubility', 'too soluble', 'not soluble enough', 'least soluble', 'most soluble',
+                  'the least soluble prediction to the most')
+
+def _words(table: pd.DataFrame) -> _Words:  # of predictions
+    return _SOLUBLE if measured_property(table).is_solubility else _Words()
+
+def _in_brackets(table: pd.DataFrame) -> str:  # of predictions
+    "The unit of its errors behind a blank, for an axis."
+    unit = measured_property(table).error_unit
+    return f' ({unit})' if unit else ''
+
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e3000002
 def describe_errors(
     predictions: pd.DataFrame,  # of `runs.load_predictions`
-    training: pd.Series,        # (n,) measured log10 mol/L of the training molecules
+    training: pd.Series,        # (n,) measured values of the training molecules
 ) -> str:                       # Markdown
-    "RMSE with its interval, MAE and R², and what they mean in factors of solubility."
-    y = predictions.log_solubility
+    "RMSE with its interval, MAE and R², and how far off half of the molecules are."
+    y = _measured(predictions)
     p = predictions.predicted
     baseline = rmse(y, np.full(len(y), training.mean()))
-    factor = 10 ** (p - y).abs().median()
     return (f"Test RMSE {bootstrap_rmse(y, p)}, MAE {mae(y, p):.3f}, R² {r2(y, p):.3f} over {_count(len(y))}. A model "
-            f"that always answers with the mean of the training set has an RMSE of {baseline:.3f}. One log10 unit is a "
-            f"factor of ten in solubility: half of the molecules are predicted within a factor of {factor:.1f}.")
+            f"that always answers with the mean of the training set has an RMSE of {baseline:.3f}. "
+            f"{_half_within((p - y).abs().median(), measured_property(predictions))}")
+
+def _half_within(error: float, of: Property) -> str:
+    "What the median of the absolute errors means."
+    if not of.is_solubility: return f"Half of the molecules are predicted within {error:.2f} {of.unit}".strip() + '.'
+    return ("One log10 unit is a factor of ten in solubility: half of the molecules are predicted within a factor of "
+            f"{10 ** error:.1f}.")
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e3000019
 def describe_worst(
@@ -76,14 +108,14 @@ def describe_worst(
 ) -> str:
     "How much of the error a few molecules carry."
     table = errors(predictions)
-    whole = rmse(table.log_solubility, table.predicted)
+    whole = rmse(table.measured, table.predicted)
     k = min(k, len(table) - 1)
     if k < 1: return 'There is only one molecule.'
     rest = table.iloc[k:]
-    soluble = (table.error.head(10) > 0).sum()
+    over = (table.error.head(10) > 0).sum()
     return (f"The worst {k} of {len(table)} molecules carry {table.share.head(k).sum():.0%} of the squared error; "
-            f"without them the RMSE would be {rmse(rest.log_solubility, rest.predicted):.3f} instead of {whole:.3f}. "
-            f"{soluble} of the worst {min(10, len(table))} are predicted too soluble.")
+            f"without them the RMSE would be {rmse(rest.measured, rest.predicted):.3f} instead of {whole:.3f}. "
+            f"{over} of the worst {min(10, len(table))} are predicted {_words(predictions).over}.")
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e300001e
 def describe_champion(
@@ -94,17 +126,17 @@ def describe_champion(
     run = champion_run(connect(tracking_uri))
     if run is None: return 'There is no champion.'
     predictions = load_predictions(run['run_id'], tracking_uri=tracking_uri)
-    error = bootstrap_rmse(predictions.log_solubility, predictions.predicted)
+    error = bootstrap_rmse(_measured(predictions), predictions.predicted)
     text = (f"The champion's test RMSE is {error} over {_count(len(predictions))}; its best_val_rmse was "
             f"{run['best_val_rmse']:.3f}.")
     if 'coverage_90' not in run: return text
-    return (f"{text} Its 90 % intervals hold {run['coverage_90']:.1%} of the measured values and are "
-            f"{run['interval_90']:.2f} log10 units wide on average.")
+    width = f"{run['interval_90']:.2f} {measured_property(predictions).error_unit}".strip()
+    return f"{text} Its 90 % intervals hold {run['coverage_90']:.1%} of the measured values and are {width} wide on average."
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e300001b
 def training_molecules(
     run: Mapping,       # a row of `runs.load_runs`, or of a champion
-) -> pd.DataFrame:      # `smiles`, `log_solubility` (log10 mol/L), as in the data set
+) -> pd.DataFrame:      # as in the data set: `smiles`, and the measured values
     "The molecules that a run was trained on; raises `DataError` when its table is gone or was changed."
     dataset = dataset_of(run)
     return dataset.frame.iloc[make_split(dataset, any_config(run)).train]
@@ -132,7 +164,8 @@ def _away(at: np.ndarray, others: np.ndarray) -> np.ndarray:  # (2,) unit vector
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e3000004
 def _draw_measured(ax: Axes, table: pd.DataFrame, worst: int, interval: Interval):
     "Predicted against measured, the worst numbered."
-    points = table[['log_solubility', 'predicted']].to_numpy()
+    points = table[['measured', 'predicted']].to_numpy()
+    label = measured_property(table).label
     limits = (points.min() - .5, points.max() + .5)
     ax.plot(limits, limits, color='0.6', lw=1)
     ax.scatter(*points[worst:].T, s=16, color=BLUE, alpha=.7, lw=0, gid='molecules')
@@ -140,8 +173,8 @@ def _draw_measured(ax: Axes, table: pd.DataFrame, worst: int, interval: Interval
     for i, at in enumerate(points[:worst]):
         shift = 12 * _away(at, np.delete(points[:worst], i, axis=0))
         ax.annotate(str(i + 1), at, xytext=shift, textcoords='offset points', ha='center', va='center', weight='bold')
-    without_box(ax, xlim=limits, ylim=limits, aspect='equal', xlabel='measured logS (log10 mol/L)',
-                ylabel='predicted logS (log10 mol/L)')
+    without_box(ax, xlim=limits, ylim=limits, aspect='equal', xlabel=f'measured {label}',
+                ylabel=f'predicted {label}')
     ax.set_title(f'RMSE {interval}\n{_count(len(table))}', fontsize='small', loc='left')
 
 def _draw_worst(fig: SubFigure, table: pd.DataFrame, columns: int):
@@ -152,7 +185,7 @@ def _draw_worst(fig: SubFigure, table: pd.DataFrame, columns: int):
     for i, (ax, row) in enumerate(zip(panels, table.itertuples()), 1):
         ax.imshow(draw(row.smiles))
         name = row.name if len(row.name) <= 22 else row.name[:21] + '…'
-        values = f'measured {row.log_solubility:.2f}, predicted {row.predicted:.2f}'
+        values = f'measured {row.measured:.2f}, predicted {row.predicted:.2f}'
         ax.set_title(f'{i}  {name}\n{values}', fontsize='x-small')
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e3000005
@@ -170,7 +203,7 @@ def plot_predictions(
     title = f'Which molecules are furthest off? {carry} {share:.0%} of the squared error'
     fig = new_figure(max(4., 1.6 * rows + .4), title)
     left, right = fig.subfigures(1, 2, width_ratios=(1, 1.1))
-    interval = bootstrap_rmse(predictions.log_solubility, predictions.predicted)
+    interval = bootstrap_rmse(_measured(predictions), predictions.predicted)
     _draw_measured(left.subplots(), table, worst, interval)
     _draw_worst(right, table.head(worst), columns)
     return fig
@@ -195,11 +228,11 @@ def scaffold_errors(
     predictions: pd.DataFrame,  # of `runs.load_predictions`
     members: int = 3,           # families with fewer are pooled by their rings
 ) -> pd.DataFrame:  # one row per family: `family`, `n`, `scaffolds` in it, `rmse`, `low`, `high`, `mean_error`, `share`
-    "Error by Bemis–Murcko scaffold, largest share of the squared error first; `mean_error` above 0: too soluble."
+    "Error by Bemis–Murcko scaffold, largest share of the squared error first; `mean_error` above 0: predicted too high."
     table = errors(predictions)
     rows = []
     for name, part in table.groupby(_families(table, members)):
-        error = bootstrap_rmse(part.log_solubility, part.predicted)
+        error = bootstrap_rmse(part.measured, part.predicted)
         rows.append(dict(family=name, n=len(part), scaffolds=part.scaffold.nunique(), rmse=error.value, low=error.low,
                          high=error.high, mean_error=part.error.mean(), share=part.share.sum()))
     return pd.DataFrame(rows).sort_values('share', ascending=False, ignore_index=True)
@@ -239,8 +272,9 @@ def plot_scaffold_errors(
     fig = new_figure(.38 * len(table) + 2, 'Whole families, or single molecules?')
     left, right = fig.subplots(1, 2, sharey=True)
     _draw_families(left, right, table, each.assign(family=_families(each, members)))
-    without_box(left, xlabel=f'RMSE ({LOG10}); dashed: all', xlim=(0, None))
-    without_box(right, xlabel=f'error ({LOG10})\nabove 0: predicted too soluble')
+    unit = _in_brackets(predictions)
+    without_box(left, xlabel=f'RMSE{unit}; dashed: all', xlim=(0, None))
+    without_box(right, xlabel=f'error{unit}\nabove 0: predicted {_words(predictions).over}')
     fig.supxlabel(f"{_count(len(table), 'family')} (molecules in brackets){_left_out(families, k)}", fontsize='small',
                   x=.01, ha='left')
     right.legend(loc='lower right', bbox_to_anchor=(1, 1), frameon=False, fontsize='small')
@@ -255,8 +289,8 @@ def describe_families(
     top = scaffold_errors(predictions).iloc[0]
     bias = bootstrap_mean(table.error)
     verdict = 'the interval holds 0, so no bias over the whole test set is shown'
-    if bias.low > 0: verdict = 'on the whole the model predicts them too soluble'
-    if bias.high < 0: verdict = 'on the whole the model predicts them not soluble enough'
+    if bias.low > 0: verdict = f'on the whole the model predicts them {_words(predictions).over}'
+    if bias.high < 0: verdict = f'on the whole the model predicts them {_words(predictions).under}'
     return (f"The largest share of the squared error, {top.share:.0%}, belongs to {top.n} of {len(table)} molecules: "
             f"those with {top.family} (RMSE {top.rmse:.2f}, 95 % {top.low:.2f} … {top.high:.2f}). The mean error of "
             f"all test molecules is {bias.value:+.2f} (95 % {bias.low:+.2f} … {bias.high:+.2f}): {verdict}.")
@@ -269,30 +303,31 @@ def _correlation(x: pd.Series, error: pd.Series) -> str:
     if error.abs().nunique() < 2: return 'no ρ: all errors are equal'
     return f"ρ with the absolute error {x.corr(error.abs(), method='spearman'):+.2f}"
 
-_SOURCES = dict(heavy_atoms='heavy atoms', log_solubility='measured logS (log10 mol/L)',
+def _sources(of: Property) -> dict[str, str]:  # column: what stands at its axis
+    return dict(heavy_atoms='heavy atoms', measured=f'measured {of.label}',
                 similarity='similarity to the\ntraining set (Tanimoto)')
 
 def plot_error_sources(
     predictions: pd.DataFrame,  # of `runs.load_predictions`
     training: pd.Series,        # SMILES of the training molecules
 ) -> Figure:
-    "Each molecule's signed error by its size, its measured solubility and its similarity to the training set."
+    "Each molecule's signed error by its size, its measured value and its similarity to the training set."
     table = errors(predictions)
     table = table.assign(similarity=similarity(table.smiles, training))
     fig = new_figure(3.2, 'Where is the model out of its depth?')
     panels = fig.subplots(1, 3, sharey=True)
-    for ax, (column, label) in zip(panels, _SOURCES.items()):
+    for ax, (column, label) in zip(panels, _sources(measured_property(predictions)).items()):
         ax.scatter(table[column], table.error, s=16, color=BLUE, alpha=.6, lw=0, gid=column)
         ax.axhline(0, color='0.3', lw=1)
         ax.set_title(_correlation(table[column], table.error), fontsize='small', loc='left')
         without_box(ax, xlabel=label)
-    panels[0].set_ylabel(f'error, predicted − measured\n({LOG10})')
+    panels[0].set_ylabel(f'error, predicted − measured\n{_in_brackets(predictions).strip()}')
     return fig
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e300000d
 def _strongest(table: pd.DataFrame) -> str:
     "Spearman's ρ of each source with the absolute error (of `errors`, with `similarity`), and the strongest."
-    names = dict(heavy_atoms='size', log_solubility='measured solubility', similarity='similarity')
+    names = dict(heavy_atoms='size', measured=f'measured {_words(table).quantity}', similarity='similarity')
     rho = table[list(names)].corrwith(table.error.abs(), method='spearman').rename(names).dropna()
     if not len(rho): return 'No correlation with the absolute error can be computed'
     values = ', '.join(f'{name} {value:+.2f}' for name, value in rho.items())
@@ -302,20 +337,21 @@ def _halves(table: pd.DataFrame) -> str:
     "RMSE of the molecules that are least like the training set, and of the others."
     far = table.similarity < table.similarity.median()
     if far.sum() < 1: return 'All are equally similar to the training set'
-    far_error = rmse(table.log_solubility[far], table.predicted[far])
-    near_error = rmse(table.log_solubility[~far], table.predicted[~far])
+    far_error = rmse(table.measured[far], table.predicted[far])
+    near_error = rmse(table.measured[~far], table.predicted[~far])
     return (f"The half that is least like the training set has an RMSE of {far_error:.2f}, "
             f"the other half {near_error:.2f}")
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e300000e
 def _quarters(table: pd.DataFrame) -> str:
-    "The mean error of the least and of the most soluble molecules: do the predictions lie nearer to the middle?"
-    by_measured = table.sort_values('log_solubility').error
+    "The mean error of the molecules with the lowest and highest values: do the predictions lie nearer to the middle?"
+    by_measured = table.sort_values('measured').error
+    words = _words(table)
     quarter = max(1, len(table) // 4)
     dry = bootstrap_mean(by_measured.head(quarter))
     wet = bootstrap_mean(by_measured.tail(quarter))
-    text = (f"The mean error of the least soluble quarter is {dry.value:+.2f} (95 % {dry.low:+.2f} … {dry.high:+.2f}), "
-            f"of the most soluble {wet.value:+.2f} ({wet.low:+.2f} … {wet.high:+.2f})")
+    text = (f"The mean error of the {words.lowest} quarter is {dry.value:+.2f} (95 % {dry.low:+.2f} … {dry.high:+.2f}), "
+            f"of the {words.highest} {wet.value:+.2f} ({wet.low:+.2f} … {wet.high:+.2f})")
     if not dry.low > 0 > wet.high: return text
     return (f"{text}: the predictions lie nearer to the middle than the measured values, "
             f"as those of an imperfect model usually do")
@@ -324,7 +360,7 @@ def describe_sources(
     predictions: pd.DataFrame,  # of `runs.load_predictions`
     training: pd.Series,        # SMILES of the training molecules
 ) -> str:                       # Markdown
-    "What the error goes with: size, solubility or similarity to the training set."
+    "What the error goes with: size, measured value or similarity to the training set."
     table = errors(predictions)
     table = table.assign(similarity=similarity(table.smiles, training))
     size = training.map(lambda smiles: parse_smiles(smiles).GetNumHeavyAtoms()).mean()
@@ -343,7 +379,7 @@ def _inside(predictions: pd.DataFrame) -> pd.Series:  # bool, one per molecule
     if not len(predictions): raise BioaiError('the table of predictions is empty: there is no interval to look at')
     if not has_intervals(predictions):
         raise BioaiError('these predictions have no intervals (finite columns low and high)')
-    return predictions.log_solubility.between(predictions.low, predictions.high)
+    return _measured(predictions).between(predictions.low, predictions.high)
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e3000010
 def _coverage(name: str, inside: np.ndarray, width: float) -> dict:
@@ -386,19 +422,19 @@ def _draw_values(ax: Axes, table: pd.DataFrame) -> Iterable:
     for inside, colour, size in ((True, BLUE, 14), (False, VERMILION, 28)):
         part = table[table.inside == inside]
         where = 'inside' if inside else 'outside'
-        yield ax.scatter(part.index, part.log_solubility, s=size, color=colour, lw=0, zorder=3, gid=where,
+        yield ax.scatter(part.index, part.measured, s=size, color=colour, lw=0, zorder=3, gid=where,
                          label=f'measured, {where} ({len(part)})')
 
 def plot_intervals(
     predictions: pd.DataFrame,  # of `runs.load_predictions`, with `low` and `high`
 ) -> Figure:
     "Each molecule's interval and its measured value, in the order of the predicted values."
-    table = predictions.assign(inside=_inside(predictions)).sort_values('predicted', kind='stable', ignore_index=True)
+    table = predictions.assign(inside=_inside(predictions), measured=_measured(predictions)).sort_values('predicted', kind='stable', ignore_index=True)
     whole = interval_coverage(predictions).iloc[0]
     held = f"It holds {whole.held} of {_count(whole.n, 'measured value')}"
     fig = new_figure(4.2, f"Does the interval hold what it promises? {held}")
-    ax = without_box(fig.subplots(), ylabel='logS (log10 mol/L)', xticks=[],
-                     xlabel='test molecules, from the least soluble prediction to the most')
+    ax = without_box(fig.subplots(), ylabel=measured_property(predictions).label, xticks=[],
+                     xlabel=f'test molecules, from {_words(predictions).order}')
     ax.margins(x=.01)
     bars = ax.vlines(table.index, table.low, table.high, color='0.82', lw=min(3, 300 / len(table)),
                      label=f'{INTERVAL_LEVEL:.0%} interval')
@@ -411,24 +447,25 @@ def plot_intervals(
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e3000014
 _LEGEND = re.compile(r'<text [^>]*>([^<]*)</text>\s*(?=</svg>)')  # the last text of a drawing
 
-def _drawing(row: object, predict: Callable, width: int, height: int) -> str:  # a row of `errors`
+def _drawing(row: object, predict: Callable, of: Property, width: int, height: int) -> str:  # a row of `errors`
     "One molecule; what its colours mean stands in the caption, where it is large enough to be read."
-    svg = draw_attribution(row.smiles, attribute_atoms(row.smiles, predict), width, height)
+    svg = draw_attribution(row.smiles, attribute_atoms(row.smiles, predict), width, height, of)
     legend = _LEGEND.search(svg)[1]
-    values = f'measured {row.log_solubility:.2f}, predicted {row.predicted:.2f}'
+    values = f'measured {row.measured:.2f}, predicted {row.predicted:.2f}'
     caption = f'<b>{escape(row.name)}</b><br>{values}<br>{legend}'
     svg = _LEGEND.sub('', svg)
     return f"<figure style='margin: 0 .2em; width: {width}px'>{svg}<figcaption>{caption}</figcaption></figure>"
 
 def explain_worst(
     predictions: pd.DataFrame,  # of `runs.load_predictions`
-    predict: Callable,          # a list of SMILES: (n,) log10 mol/L; what the same model answers
+    predict: Callable,          # a list of SMILES: (n,); what the same model answers
     k: int = 3,                 # molecules
     width: int = 245,           # pixels per molecule
     height: int = 210,          # pixels
 ) -> str:                       # HTML
     "The molecules of the largest error beside each other, coloured by atom attribution."
-    drawings = [_drawing(row, predict, width, height) for row in errors(predictions).head(k).itertuples()]
+    of = measured_property(predictions)
+    drawings = [_drawing(row, predict, of, width, height) for row in errors(predictions).head(k).itertuples()]
     return f"<div style='display: flex; flex-wrap: wrap; font-size: .8rem'>{''.join(drawings)}</div>"
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e3000017
@@ -444,7 +481,7 @@ def describe_measured_twice(
 ) -> str:
     "How many molecules were measured twice, and how far their values lie apart."
     if not len(table): return 'No molecule is in the test set twice.'
-    y = table.groupby('canonical').log_solubility
+    y = table.groupby('canonical')[measured_property(table).column]
     apart = (y.max() - y.min()).max()
     verb = 'is' if y.ngroups == 1 else 'are'
     return f"{_count(y.ngroups)} {verb} in the test set twice, with values up to {apart:.2f} apart."

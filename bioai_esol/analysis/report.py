@@ -31,6 +31,7 @@ from bioai_esol.analysis.error_analysis import (
 from .figures import (
     plot_choice, plot_curves, plot_effects, plot_gap_history, plot_importance, plot_interactions, plot_parallel)
 from .timeline import plot_timeline, reigns
+from ..chem.columns import measured_property, Property
 from ..errors import BioaiError, StoreError
 from ..registry.journal import history, snapshot
 from ..registry.policy import as_retrained, Choice, choose_candidate, decide_promotion, Decision, Policy, Rule
@@ -39,6 +40,7 @@ from ..stats.metrics import bootstrap_rmse, mae, r2
 from ..store.client import connect, Store
 from ..store.runs import fetch_artifacts, load_histories, load_predictions, load_runs, run_row, search
 from ..training.lineage import code_state
+from ..training.config import property_of
 
 # %% ../../nbs/analysis/06_report.ipynb #b7a90962
 @dataclass(frozen=True)
@@ -187,18 +189,21 @@ def _former_in_words(former: dict | str) -> str:
 # %% ../../nbs/analysis/06_report.ipynb #06e00008
 def _quality(champion: Champion) -> list[tuple[str, str]]:
     "How good the champion is, in numbers with their names."
-    y = champion.predictions.log_solubility
+    of = measured_property(champion.predictions)
+    y = champion.predictions[of.column]
     p = champion.predictions.predicted
     error = bootstrap_rmse(y, p)
-    rmse = f'RMSE {error.value:.3f} log10 units (95 % {error.low:.3f} … {error.high:.3f})'
-    return [('Error on test molecules', rmse),
+    unit = f' {of.error_unit}' if of.error_unit else ''
+    rmse = f'RMSE {error.value:.3f}{unit} (95 % {error.low:.3f} … {error.high:.3f})'
+    return [('Predicts', of.label),
+            ('Error on test molecules', rmse),
             ('', f'mean absolute error {mae(y, p):.3f}, R² {r2(y, p):.3f}, {len(y)} molecules'),
             ('Always answering with their mean', f'RMSE {y.std(ddof=0):.3f}'),
             ('Champion before it', _former_in_words(champion.former))]
 
 def _careful(champion: Champion, decision: Decision | None) -> list[str]:
     "What a reader should know before relying on the champion."
-    y = champion.predictions.log_solubility
+    y = champion.predictions[measured_property(champion.predictions).column]
     p = champion.predictions.predicted
     error = bootstrap_rmse(y, p)
     texts = [f'{len(y)} test molecules are few: with other molecules the error may well be anywhere from '
@@ -271,19 +276,26 @@ def _champion_part(champion: Champion | None) -> list[dict]:
     if champion is None: return [dict(text='There is no champion yet.')]
     predictions = champion.predictions
     parts = [dict(text='The test molecules had no part in the choice.'),
-             _picture(plot_predictions(predictions), 'predicted against measured logS, the worst molecules drawn'),
+             _picture(plot_predictions(predictions), 'predicted against measured values, the worst molecules drawn'),
              _picture(plot_scaffold_errors(predictions), 'error by scaffold')]
     if has_intervals(predictions): parts.append(_picture(plot_intervals(predictions), 'intervals and measured values'))
     return parts
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000c
+def _property_in_words(of: Property) -> str:
+    "What the runs predict, and what an error of 1 is."
+    if of.is_solubility: return ('log10 units: solubility is logS, the decimal logarithm of mol/L; an error of 1 is a '
+                                 'factor of ten.')
+    return f'{of.name}: what the runs predict; errors are in its unit, {of.unit}.' if of.unit else (
+        f'{of.name}: what the runs predict, without a unit.')
+
 def _words_part(runs: pd.DataFrame, policy: Policy) -> list[dict]:
     "The words of the report, with the name of its best run as an example."
     run = finished_runs(runs).iloc[0]
     settings = ', '.join(f'{a} {format_value(run[a])}' for a in AXES if a in run and pd.notna(run[a]))
     return [dict(points=[
         f'{run.run_name}: the run with {settings}.',
-        'log10 units: solubility is logS, the decimal logarithm of mol/L; an error of 1 is a factor of ten.',
+        _property_in_words(property_of(run.to_dict())),
         'best_val_rmse: the lowest error on validation molecules over all epochs; by it runs are compared. Training '
         'molecules are learned from, test molecules are looked at when the choice is made.',
         'generalisation_gap: validation RMSE minus training RMSE at the last epoch; the larger, the more a model has '

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .figures import (
-    BLUE, GREEN, GREY, legend_below, LOG10, new_figure, ORANGE, PURPLE, VERMILION, without_box)
+    BLUE, GREEN, GREY, legend_below, new_figure, ORANGE, PURPLE, VERMILION, without_box)
+from ..chem.columns import measured_property
 
 # %% ../../nbs/analysis/04_timeline.ipynb #c8c6bdc4
 _MOVE = re.compile(r'([\w.-]+): (\S+) → (\S+?)(?:,|$)')  # alias, version before, version after
@@ -129,13 +130,15 @@ def _draw_changes(ax: Axes, table: pd.DataFrame, size: pd.Series, limits: Mappin
 # %% ../../nbs/analysis/04_timeline.ipynb #04e00004
 def _draw_errors(ax: Axes, before: pd.DataFrame, after: pd.DataFrame):
     "The absolute error of each test molecule before and after."
-    was = (before.predicted - before.log_solubility).abs()
-    now = (after.predicted - after.log_solubility).abs()
+    of = measured_property(before)
+    was = (before.predicted - before[of.column]).abs()
+    now = (after.predicted - after[of.column]).abs()
+    unit = f' ({of.error_unit})' if of.error_unit else ''
     top = max(was.max(), now.max()) * 1.05
     ax.plot([0, top], [0, top], color='0.6', lw=1)
     ax.scatter(was, now, s=18, c=np.where(now < was, BLUE, ORANGE), alpha=.8, lw=0, gid='molecules')
-    without_box(ax, xlim=(0, top), ylim=(0, top), xlabel=f'absolute error before ({LOG10})',
-                ylabel=f'absolute error after ({LOG10})')
+    without_box(ax, xlim=(0, top), ylim=(0, top), xlabel=f'absolute error before{unit}',
+                ylabel=f'absolute error after{unit}')
     better = f'{(now < was).sum()} of {len(was)} test molecules\nare predicted better'
     ax.set_title(better, fontsize='small', loc='left')
 

@@ -21,6 +21,7 @@ from ..models.architectures import ARCHITECTURES
 from ..models.fitted import MoleculeSet
 from ..training.config import TrainConfig
 from ..errors import BioaiError, DataError
+from ..chem.columns import measured_property, of_property
 from ..chem.dataset import Dataset, load_esol
 from ..sweep.ensemble import best_mean
 from ..sweep.grid import cores, Grid, PRESETS
@@ -231,16 +232,16 @@ def judge_all(
 def predictions_of(
     results: Sequence[BenchResult],  # of `judge_all`
     dataset: Dataset,                # the table that they are about
-) -> pd.DataFrame:                   # `split`, `model`, `row`, `smiles`, `log_solubility`, `predicted`, `half_width`
+) -> pd.DataFrame:                   # `split`, `model`, `row`, `smiles`, the measured values, `predicted`, `half_width`
     "One row per split, model and test molecule; `row` is that of the table."
     splits = bench_splits(dataset)
     def one(r: BenchResult) -> pd.DataFrame:
         rows = splits[r.split].test
         smiles = [dataset.smiles[i] for i in rows]
         measured = dataset.y[rows].astype(float)
-        return pd.DataFrame(dict(split=r.split, model=r.model, row=rows, smiles=smiles, log_solubility=measured,
-                                 predicted=r.predicted, half_width=r.half_widths or np.nan))
-    return pd.concat(map(one, results), ignore_index=True)
+        known = dict(split=r.split, model=r.model, row=rows, smiles=smiles) | {dataset.property.column: measured}
+        return pd.DataFrame(known | dict(predicted=r.predicted, half_width=r.half_widths or np.nan))
+    return of_property(pd.concat(map(one, results), ignore_index=True), dataset.property)
 
 # %% ../../nbs/benchmark/02_boards.ipynb #4dc30805
 def figures_of(
@@ -249,9 +250,10 @@ def figures_of(
 ) -> pd.DataFrame:
     "One row per split and model: errors on the test molecules, intervals, CPU seconds."
     molecules = {key: g for key, g in predictions.groupby(['split', 'model'])}
+    measured = measured_property(predictions).column
     def one(r: BenchResult) -> dict:
         g = molecules[r.split, r.model]
-        y, p = g.log_solubility, g.predicted
+        y, p = g[measured], g.predicted
         row = dict(family=family(r.split), split=r.split, model=r.model, val_rmse=r.val_rmse)
         row |= dict(test_rmse=rmse(y, p), test_mae=mae(y, p))
         if r.half_widths: row |= dict(coverage_90=coverage(y, p, g.half_width), interval_90=2 * g.half_width.mean())
@@ -279,7 +281,7 @@ def summary(
 # %% ../../nbs/benchmark/02_boards.ipynb #091cd6ff
 def _difference(part: pd.DataFrame, reference: str, model: str) -> dict:
     "RMSE(reference) − RMSE(model) over the splits of one family, `part` holding both predictions side by side."
-    folds = [tuple(g[c].to_numpy() for c in ('log_solubility', reference, model)) for _, g in part.groupby('split')]
+    folds = [tuple(g[c].to_numpy() for c in ('measured', reference, model)) for _, g in part.groupby('split')]
     d = fold_rmse_difference(folds)
     twice = part.row.duplicated().any()  # the same molecule in two splits: no interval
     low, high = (np.nan, np.nan) if twice else (d.low, d.high)
@@ -291,7 +293,8 @@ def differences(
     reference: str = REFERENCE,   # the candidate
 ) -> pd.DataFrame:  # one row per family and other model: `difference`, `low`, `high`, `better_on` of `splits`
     "RMSE(reference) − RMSE(other) on the same molecules; a family that the other model lacks a split of is left out."
-    wide = predictions.pivot(index=['split', 'row', 'log_solubility'], columns='model', values='predicted')
+    named = predictions.rename(columns={measured_property(predictions).column: 'measured'})
+    wide = named.pivot(index=['split', 'row', 'measured'], columns='model', values='predicted')
     wide = wide.reset_index()
     rows = []
     for name in ('scaffold', 'balanced', 'random'):
@@ -353,8 +356,9 @@ def _scaffold(predictions: pd.DataFrame, commands: Mapping[str, str], published:
     rows = []
     for p in published:
         rows.append((p.test_rmse, p.model, f'{p.test_rmse:.3f} ± {p.sd:.3f}', f'published; the model: {p.paper}'))
+    measured = measured_property(predictions).column
     for model, g in predictions[predictions.split == 'scaffold'].groupby('model'):
-        i = bootstrap_rmse(g.log_solubility, g.predicted)
+        i = bootstrap_rmse(g[measured], g.predicted)
         rows.append((i.value, model, f'{i.value:.3f} ({i.low:.2f} … {i.high:.2f})', commands[model]))
     return _table(['model', 'test_rmse', 'command, or paper'], [row[1:] for row in sorted(rows)])
 
@@ -407,9 +411,11 @@ def report_of(
     grid = grid.reindex(columns=list(sizes)).loc[order]
     made_by = {r.model: f' ({r.made_by})' if ' ' in r.made_by else '' for r in results}  # another program's version
     commands = {r.model: f'`{r.command}`{made_by[r.model]}' for r in results if r.split == 'scaffold'}
+    of = dataset.property
+    unit = 'errors in log10 mol/L' if of.is_solubility else f'errors of {of.label}'
     families, paired, scaffold = _headings(sizes, bool(published))
     return '\n\n'.join([
-        f"`{command}`: {dataset.name}, {len(dataset):,} molecules; errors in log10 mol/L.",
+        f"`{command}`: {dataset.name}, {len(dataset):,} molecules; {unit}.",
         families, _all_splits(summary(figures), order),
         paired, _paired(differences(predictions), order),
         scaffold, _scaffold(predictions, commands, published),
@@ -425,7 +431,8 @@ def options_of(
     if not dataset.how: return ''
     said = {k: v for k, v in dataset.reading.model_dump(exclude_defaults=True).items() if v is not None}
     options = dict(data=os.path.relpath(dataset.source)) | said
-    text = ''.join(f" --{k.replace('_', '-')} {shlex.quote(v)}" for k, v in options.items())
+    def option(k, v): return f" --{k.replace('_', '-')}" + ('' if v is True else f' {shlex.quote(str(v))}')
+    text = ''.join(option(k, v) for k, v in options.items())
     return text + ' --skip-bad-rows' * bool(dataset.skipped)
 
 # %% ../../nbs/benchmark/02_boards.ipynb #72c1a664

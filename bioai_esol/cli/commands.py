@@ -124,9 +124,15 @@ def _ensemble(args, dataset) -> int:
     print(result.table().rename(columns=dict(taken='')).to_string(index=False, float_format='{:.3f}'.format))
     run = result.run
     print(f"{run['run_name']}: val_rmse {run['best_val_rmse']:.4f}, gap {run['generalisation_gap']:.3f}; "
-          f"run tag {result.run_tag!r}\n"
-          f"next: bioai-esol promote --run-tag {result.run_tag} --gap-threshold {PRESET_GAP_THRESHOLD}")
+          f"run tag {result.run_tag!r}\n{_next(result.run_tag, dataset.property, PRESET_GAP_THRESHOLD)}")
     return 0
+
+def _next(run_tag: str, of, threshold: float) -> str:
+    "What to do with an ensemble; how large a gap may be is known of solubility alone."
+    command = f"next: bioai-esol promote --run-tag {shlex.quote(run_tag)} --gap-threshold"
+    if of.is_solubility: return f"{command} {threshold}"
+    return (f"{command} X\nwhere X is how far validation and training error may lie apart for you, "
+            f"{f'in {of.unit}' if of.unit else f'in values of {of.name}'}; the default is one for logS")
 
 # %% ../../nbs/cli/02_commands.ipynb #dbc8f602
 def _promote(args) -> int:
@@ -309,14 +315,16 @@ def _predict(args) -> int:
     if args.explain: print(_explain(champion, predictions, args.explain), file=sys.stderr if args.json else sys.stdout)
     if args.json: print(_json(out.to_dict('records')))
     elif args.output: print(f"{len(out)} molecules, {failed.sum()} with an error, written to {args.output}")
-    else: print(_prediction_text(out if failed.any() else out.drop(columns='error')))
+    else: print(_prediction_text(out, champion.property.column))
     return 2 if len(failed) and failed.all() else 0
 
-def _prediction_text(table) -> str:
-    "Predictions with as many digits as they deserve."
-    three = dict.fromkeys(('log_solubility', 'low', 'high'), '{:.3f}')
+def _prediction_text(table, column: str) -> str:
+    "Predictions with as many digits as they deserve; columns that say nothing are left out."
+    empty = [c for c in ('why', 'read_as', 'error') if c in table and not table[c].any()]
+    table = table.drop(columns=empty)
+    three = dict.fromkeys((column, 'low', 'high'), '{:.3f}')
     digits = three | dict(similarity='{:.2f}', solubility_mol_per_l='{:.3g}')
-    return table.to_string(index=False, formatters={c: text.format for c, text in digits.items()})
+    return table.to_string(index=False, formatters={c: text.format for c, text in digits.items() if c in table})
 
 # %% ../../nbs/cli/02_commands.ipynb #347299ff
 def _explain(champion, predictions, folder: str) -> str:

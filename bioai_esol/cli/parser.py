@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import bioai_esol
 
 # %% ../../nbs/cli/01_parser.ipynb #f2775f34
-_DESCRIPTION = """From a hyperparameter sweep to a trusted production model of aqueous solubility, and back.
+_DESCRIPTION = """From a hyperparameter sweep to a trusted production model of solubility, or another property, and back.
 
   bioai-esol sweep               train the 162 configurations of the default grid (continues where it stopped)
   bioai-esol sweep --preset accurate   a more accurate model in minutes: five model types and their ensemble
@@ -49,7 +49,14 @@ _READING = {  # option: what it stands for, and what it is; the first three of a
     'target': ('HEADER', 'the column of the measured values (default: log_solubility, logS, or the only numbers)'),
     'name-column': ('HEADER', 'the column of the names (default: name)'),
     'decimal': ('CHAR', 'decimal sign of the measured values, . or , (default: recognised)'),
-    'unit': ('UNIT', 'of the measured values: log10(mol/L), mol/L, mg/L, g/L, µM, … (default: log10(mol/L))')}
+    'property': ('NAME', 'what was measured: logS, which is solubility, or one of your own (default: logS)'),
+    'unit': ('UNIT', 'of a solubility: log10(mol/L), mol/L, mg/L, g/L, µM, … (default: log10(mol/L)); of another '
+                     'property any text')}
+_RULE = {  # of settings that are on or off
+    'cleanup': 'RDKit\'s Cleanup: metals cut off, groups written in one way',
+    'neutralise': 'balance charges that hydrogen can balance',
+    'drop-isotopes': 'deuterium is hydrogen',
+    'drop-stereo': 'both hands, cis and trans are one molecule'}
 _OF_MOLECULES = 3
 
 # %% ../../nbs/cli/01_parser.ipynb #adfe7d70
@@ -59,7 +66,18 @@ def _reading_options(p: argparse.ArgumentParser, measured: bool = True):
     for name in list(_READING)[:None if measured else _OF_MOLECULES]:
         letters, text = _READING[name]
         group.add_argument(f'--{name}', metavar=letters, help=text)
+    if measured: _molecule_options(p)
     group.add_argument('--skip-bad-rows', action='store_true', help='leave out rows that cannot be read, and list them')
+
+def _molecule_options(p: argparse.ArgumentParser):
+    "What is done to each molecule; a model keeps it, and does the same to molecules that it is asked about."
+    group = p.add_argument_group('what is done to molecules, here and in prediction')
+    group.add_argument('--salts', choices=['parent', 'refuse', 'as-is'],
+                       help='of several fragments take the largest organic one, none, or all (default: parent)')
+    for name, text in _RULE.items(): group.add_argument(f'--{name}', action='store_true', default=None, help=text)
+    group.add_argument('--max-atoms', metavar='N', help='heavy atoms of a molecule, at most (default 200)')
+    group.add_argument('--duplicates', choices=['keep', 'mean', 'median'],
+                       help='what several rows of one molecule become (default: keep)')
 
 def _data_options(p: argparse.ArgumentParser):
     p.add_argument('--data', metavar='FILE',
@@ -101,7 +119,8 @@ def _settings(p: argparse.ArgumentParser, many: bool):
                    help='learning-rate schedule (default: constant for gcn, cosine for other networks)')
     p.add_argument('--standardise', action=argparse.BooleanOptionalAction,
                    help='scale the target to mean 0 and standard deviation 1 (default: not for gcn)')
-    p.add_argument('--split', choices=['scaffold', 'random'], help='how molecules are divided (default scaffold)')
+    p.add_argument('--split', choices=['scaffold', 'cluster', 'random'],
+                   help='how molecules are divided: by scaffold, by similarity, by chance (default scaffold)')
     p.add_argument('--frac-train', metavar='X', help='share of the training set (default 0.8)')
     p.add_argument('--frac-val', metavar='X', help='share of the validation set (default 0.1)')
     p.add_argument('--run-tag', metavar='NAME',
@@ -188,8 +207,8 @@ def _record_commands(command: Command):
 
 # %% ../../nbs/cli/01_parser.ipynb #ad800f4d
 def _question_commands(command: Command):
-    p = command('predict', 'predict solubility with the champion',
-                'logS is log10 of the solubility in mol/L. A molecule that cannot be read gets its own error; '
+    p = command('predict', 'predict with the champion',
+                'logS is log10 of the solubility in mol/L; a champion of another property predicts that. A molecule that cannot be read gets its own error; '
                 'the rest are predicted.')
     p.add_argument('smiles', nargs='*', metavar='SMILES', help='molecules')
     p.add_argument('--input', metavar='FILE', help='a table of molecules: CSV, TSV, .smi, SDF, Excel, Parquet')

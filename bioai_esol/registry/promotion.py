@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import bioai_esol
-from ..chem.columns import prediction_columns, Property, SOLUBILITY
+from ..chem.columns import prediction_columns, Property
 from ..errors import BioaiError, DataError, StoreError
 from .journal import Entry, settled, Snapshot, snapshot, Turn, turn
 from .policy import (already_champion, as_retrained, Choice, choose_candidate, code_rules, Decision,
