@@ -212,6 +212,10 @@ def _careful(champion: Champion, decision: Decision | None) -> list[str]:
     if has_intervals(champion.predictions):
         held = describe_coverage(interval_coverage(champion.predictions))
         texts.append(held.replace('- all:', 'The 90 % intervals held the measured value for'))
+    else: texts.append('There are no 90 % intervals: the validation set is too small for them, or the run is too old.')
+    leaks = champion.run.get('split_leakage')
+    if leaks and leaks == leaks: texts.append(f'{leaks} molecules are in more than one part of the split: errors on new '
+                                              'molecules are larger than these.')
     if decision is not None and decision.note: texts.append(f'{decision.note[0].upper()}{decision.note[1:]}.')
     return texts
 

@@ -139,7 +139,7 @@ def test_units_are_converted_with_the_weight_of_each_molecule(table):
     data = load_table(path, target='solubility_mg_per_L', unit='mg/L')
     np.testing.assert_allclose(data.frame.log_solubility, np.log10([1000 / 46.069, 1.790 / 78.114, 0.66e-3 / 114.232]), atol=1e-4)
     assert 'converted from mg/L to log10(mol/L)' in data.how
-    with pytest.raises(BioaiError, match="unit='stone' is not one that is known"):
+    with pytest.raises(BioaiError, match="unit='stone' is not one of solubility"):
         load_table(path, target='solubility_mg_per_L', unit='stone')
 
 
