@@ -133,7 +133,7 @@ class Grid(Settings):
     epochs : int
         How many times each training molecule is seen.
     split : str
-        How the molecules are divided: 'scaffold' or 'random'.
+        How the molecules are divided: 'scaffold', 'cluster' (by similarity) or 'random'.
     frac_train, frac_val : float
         Shares of the training and the validation set; the rest is the test set.
     run_tag : str
