@@ -28,7 +28,7 @@ from .figures import BLUE, legend_below, new_figure, ORANGE, VERMILION, without_
 from ..chem.columns import measured_property, Property
 from ..chem.molecules import canonical_smiles, parse_smiles, similarity
 from ..chem.split import scaffold
-from ..errors import BioaiError
+from ..errors import BioaiError, DataError
 from ..registry.promotion import champion_run
 from ..serving.attribution import attribute_atoms, draw_attribution
 from ..stats.conformal import INTERVAL_LEVEL
@@ -212,7 +212,8 @@ def plot_predictions(
 def _rings(scaffold: str) -> str:
     "A scaffold that stands for too few molecules, by its rings: how many, and of which kind."
     if not scaffold: return 'acyclic'
-    mol = parse_smiles(scaffold)
+    try: mol = parse_smiles(scaffold)
+    except DataError: return 'a ring of a metal complex'  # cut out of it, RDKit cannot read the ring again
     n = rdMolDescriptors.CalcNumRings(mol)
     aromatic = rdMolDescriptors.CalcNumAromaticRings(mol)
     kind = 'aromatic' if aromatic == n else 'aliphatic' if not aromatic else 'mixed'
