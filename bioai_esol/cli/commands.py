@@ -367,9 +367,13 @@ def _serve(args) -> int:
 def _doctor(args) -> int:
     from bioai_esol.store.doctor import diagnose
     findings = []
-    for finding in diagnose(tracking_uri=args.tracking_uri):
+    def tell(finding):
         findings.append(finding)
         if not args.json: print(as_options(str(finding), args), flush=True)
+    for finding in diagnose(tracking_uri=args.tracking_uri): tell(finding)
+    if all(f.ok for f in findings):  # else its files are not to be had
+        from bioai_esol.registry.versions import champion_findings
+        for finding in champion_findings(tracking_uri=args.tracking_uri): tell(finding)
     if args.json: print(_json([vars(f) for f in findings]))
     return 0 if all(f.ok for f in findings) else 2
 

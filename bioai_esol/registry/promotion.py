@@ -25,7 +25,8 @@ from ..stats.metrics import paired_rmse_difference, PairedDifference
 from ..store.client import connect, process_alive, Store
 from ..store.doctor import require_writable_artifacts
 from ..store.outbox import deliver_pending
-from ..store.runs import fetch_artifacts, newest_run_tag, run_row, runs_table, search, whole_tag
+from ..store.runs import (fetch_artifacts, newest_run_tag, run_row, runs_table, search, sweep_parents,
+                                   whole_tag)
 from ..store.writer import fail_run, Writer
 from ..sweep.ensemble import any_config, epochs_of, make_any_task, train_any
 from ..training.config import dataset_of
@@ -294,7 +295,7 @@ def _choose(store: Store, registry: Snapshot, run_tag: str | None, terms: _Terms
     if tag is None: raise BioaiError(f"no sweep in {store.uri}: run 'bioai-esol sweep' first")
     runs = runs_table(store, tag)
     if not len(runs):
-        known = ', '.join(dict.fromkeys(r.data.tags['run_tag'] for r in search(store, kind='sweep'))) or 'none'
+        known = ', '.join(dict.fromkeys(r.data.tags['run_tag'] for r in sweep_parents(store))) or 'none'
         raise BioaiError(f"no runs with the run tag {tag!r} in {store.uri} (run tags: {known})")
     return tag, choose_candidate(runs[runs.status != 'KILLED'], terms.policy, failed_settings(registry), terms.force)
 

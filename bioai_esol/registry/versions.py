@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'STATUSES', 'STATUS_METRICS', 'find_version', 'run_of', 'checksums', 'fetch_model',
-           'verify_model_files', 'make_candidate', 'crown', 'Rollback', 'rollback_html', 'rollback', 'set_alias',
-           'archive', 'restore', 'status', 'check']
+           'verify_model_files', 'champion_findings', 'make_candidate', 'crown', 'Rollback', 'rollback_html',
+           'rollback', 'set_alias', 'archive', 'restore', 'status', 'check']
 
 # %% ../../nbs/registry/03_versions.ipynb #6a17f930
 import hashlib, html, re, tempfile
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..errors import BioaiError, StoreError
-from .journal import Entry, settled, shorten, Snapshot, Turn, turn, utc_text
+from .journal import Entry, settled, shorten, Snapshot, snapshot, Turn, turn, utc_text
 from .policy import decide_rollback, Decision, lineage_rules, verdict_html
-from ..store.client import connect, Store
+from ..store.client import Client, connect, moved_store, sqlite_path, Store, store_uri
+from ..store.doctor import Finding, require_writable_artifacts
 from ..store.runs import fetch_artifacts, run_row
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
@@ -109,6 +110,23 @@ def verify_model_files(
         try: load_model(fetch_model(store, version, folder))
         except BioaiError as e: return str(e)
     return ''
+
+# %% ../../nbs/registry/03_versions.ipynb #a5b6fba1
+def champion_findings(
+    *,
+    tracking_uri: str | None = None,  # see `client.store_uri`
+) -> Iterator[Finding]:               # one, or none where there is no champion
+    "Are the champion's files there, and the registered ones? Nothing is made by asking."
+    uri = store_uri(tracking_uri)
+    path = sqlite_path(uri)
+    if path and not path.exists(): return
+    store = Store(Client(uri), uri, '', moved_store(uri))
+    champion = snapshot(store).holder('champion')
+    if champion is None: return
+    with tempfile.TemporaryDirectory() as folder:
+        try: fetch_model(store, champion, folder)
+        except StoreError as e: yield Finding('champion', False, str(e), "'bioai-esol rollback' puts another in its place")
+        else: yield Finding('champion', True, f"version {champion.version}, its files are the registered ones")
 
 # %% ../../nbs/registry/03_versions.ipynb #af7aabb8
 STATUSES = ('registered', 'candidate', 'champion', 'archived', 'failed_in_monitoring')

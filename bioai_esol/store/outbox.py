@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import StoreError
-from .client import one_line, shown_uri, sqlite_path, state_folders, Store
+from .client import one_line, settle_addresses, shown_uri, sqlite_path, state_folders, Store
 
 # %% ../../nbs/store/03_outbox.ipynb #3e08d8e0
 def now_ms() -> int:  # milliseconds since 1970
@@ -48,7 +48,8 @@ class Record:
     def create(self,
                store: Store,  # where the run is made
     ) -> str:
-        "Make the run; its id."
+        "Make the run; its id. The record of a store that was moved is corrected first: see `client.settle_addresses`."
+        if store.moved: settle_addresses(store.uri)
         tags = self.tags | dict(attempt=self.key)
         return store.client.create_run(store.experiment_id, self.started, tags, self.name).info.run_id
 
