@@ -286,7 +286,9 @@ class _Terms:
         champion = champion_run(store, registry)
         difference = _difference(store, run['run_id'], champion['run_id']) if champion else ''
         damage = verify_model_files(store, registry.versions[version]) if version else None
-        return decide_promotion(run, champion, self.policy, self.allow_dirty, difference, damage, failed, self.force)
+        loss = verify_model_files(store, registry.holder('champion')) if champion else ''
+        return decide_promotion(run, champion, self.policy, self.allow_dirty, difference, damage, failed, self.force,
+                                loss)
 
 # %% ../../nbs/registry/04_promotion.ipynb #f766f3af
 def _choose(store: Store, registry: Snapshot, run_tag: str | None, terms: _Terms) -> tuple[str, Choice]:
@@ -423,6 +425,10 @@ def _early_end(store: Store, registry: Snapshot, tag: str, choice: Choice) -> Pr
     number = registry.aliases.get('champion')
     if not choice.approved: return Promotion(tag, choice, champion=number)
     if not already_champion(choice.chosen, champion): return None
+    loss = verify_model_files(store, registry.versions[number])
+    if loss:
+        raise BioaiError(f"{choice.chosen['run_name']} is the champion already, but {loss}: roll it back, "
+                         "then promote again")
     return Promotion(tag, choice, (), number, champion, number, already=True)
 
 def _try(store: Store, run_tag: str | None, terms: _Terms, version: str | None) -> Promotion:

@@ -196,7 +196,7 @@ class Moved:
     @property
     def hint(self) -> str:
         "What to do about it."
-        if self.lost: return f"put its folder mlartifacts there; without it, an empty one will do: 'mkdir {self.folder}'"
+        if self.lost: return f"put it there; an empty one will do to go on without the files: 'mkdir {self.folder}'"
         return ("the next 'bioai-esol sweep', 'train', 'promote' or 'server' writes the new place into the database, "
                 "'predict' finds the files already")
 
@@ -204,11 +204,16 @@ class Moved:
                 recorded: str,  # of an artifact, as the database has it
     ) -> str:
         "Where it is now: beside the database, unless it is only where it was."
-        if recorded == self.recorded: return self.folder.as_uri()
-        if not recorded.startswith(f'{self.recorded}/'): return recorded
-        now = self.folder / url2pathname(recorded.removeprefix(f'{self.recorded}/'))
-        stayed = os.path.exists(folder_of(recorded)) and not os.path.exists(now)
-        return recorded if stayed else now.as_uri()
+        return _address_now(self, recorded)
+
+# %% ../../nbs/store/01_client.ipynb #9db3a474
+def _address_now(moved: Moved, recorded: str) -> str:
+    "See `Moved.address`."
+    if recorded == moved.recorded: return moved.folder.as_uri()
+    if not recorded.startswith(f'{moved.recorded}/'): return recorded
+    now = moved.folder / url2pathname(recorded.removeprefix(f'{moved.recorded}/'))
+    stayed = os.path.exists(folder_of(recorded)) and not os.path.exists(now)
+    return recorded if stayed else now.as_uri()
 
 # %% ../../nbs/store/01_client.ipynb #fa73425d
 def _ask(path: Path, query: str) -> list[str]:
@@ -223,6 +228,7 @@ def _holds_any(folder: Path, runs: set[str]) -> bool:
     with suppress(OSError): return not runs.isdisjoint(os.listdir(folder))
     return False
 
+# %% ../../nbs/store/01_client.ipynb #3821b15f
 def moved_store(
     uri: str,  # see `store_uri`
 ) -> Moved | None:
@@ -234,7 +240,8 @@ def moved_store(
     except StoreError: return None  # not a store, or not yet: whoever opens it says so
     recorded = folder_of(location)
     if recorded is None or recorded.name != folder.name or _is_same(recorded, folder): return None
-    runs = set(_ask(path, 'select run_uuid from runs join experiments using (experiment_id) where experiments.name = ?'))
+    ours = 'experiment_id in (select experiment_id from experiments where name = ?)'
+    runs = set(_ask(path, f'select run_uuid from runs where {ours}'))
     beside = _holds_any(folder, runs)
     if _holds_any(recorded, runs) and not beside: return None
     gone = not os.path.isdir(recorded) and not os.path.isdir(folder)
@@ -256,7 +263,7 @@ def _rewrite(db: sqlite3.Connection, moved: Moved):
 def settle_addresses(
     uri: str,  # see `store_uri`
 ):
-    "Correct the record of a store that was moved; raises `StoreError` when its files are lost or it cannot be written."
+    "Correct the record of a store that was moved; raises `StoreError` when files are lost or it cannot be written."
     moved = moved_store(uri)
     if moved is None: return
     if moved.lost: raise StoreError(f"{moved}; {moved.hint}")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..errors import StoreError
-from .client import (check_reachable, Client, EXPERIMENT, folder_of, HTTP_REFUSALS, moved_store, one_line,
-                                     prepare_mlflow, settle_addresses, shown_uri, sqlite_path, sqlite_uri, Store,
-                                     store_uri)
+from .client import (
+    check_reachable, Client, EXPERIMENT, folder_of, HTTP_REFUSALS, moved_store, one_line, prepare_mlflow, settle_addresses,
+    shown_uri, sqlite_path, sqlite_uri, Store, store_uri)
 
 if TYPE_CHECKING:
     import requests
@@ -194,12 +194,14 @@ def _database_failure(message: str) -> tuple[str, str]:
     hint = next((hint for word, hint in _DATABASE_HINTS.items() if word in message), '')
     return detail, hint
 
+# %% ../../nbs/store/02_doctor.ipynb #7db6cb27
 def _file_finding(path: Path) -> Finding | None:
     "What can be said of a database file without opening it; None when it has to be opened."
     what = f'database {path}'
     try: path.stat()
     except (FileNotFoundError, NotADirectoryError): pass
-    except OSError as e: return Finding(what, False, f"cannot be opened: {e.strerror or e}", _DATABASE_HINTS['readonly'])
+    except OSError as e:
+        return Finding(what, False, f"cannot be opened: {e.strerror or e}", _DATABASE_HINTS['readonly'])
     if not path.parent.is_dir():
         return Finding(what, False, f"the folder {path.parent} does not exist", f"make it: 'mkdir -p {path.parent}'")
     place = path if path.exists() else path.parent

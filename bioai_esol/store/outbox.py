@@ -38,20 +38,16 @@ class Record:
     metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # (step, value) by name
     dataset: dict[str, str] | None = None                        # as MLflow describes a data set
 
-    def find(self,
-             store: Store,  # where an earlier try may have made it
-    ) -> str | None:
+    def find(self, store: Store) -> str | None:  # where an earlier try may have made it -> its id
         "The id of the run that an earlier try made, perhaps without hearing of it."
         runs = store.client.search_runs([store.experiment_id], f"tags.attempt = '{self.key}'", max_results=1)
         return runs[0].info.run_id if runs else None
 
-    def create(self,
-               store: Store,  # where the run is made
-    ) -> str:
-        "Make the run; its id. The record of a store that was moved is corrected first: see `client.settle_addresses`."
-        if store.moved: settle_addresses(store.uri)
-        tags = self.tags | dict(attempt=self.key)
-        return store.client.create_run(store.experiment_id, self.started, tags, self.name).info.run_id
+    def create(self, store: Store) -> str:  # where the run is made -> its id
+        "Make the run; its id."
+        settle_addresses(store.uri)
+        run = store.client.create_run(store.experiment_id, self.started, self.tags | dict(attempt=self.key), self.name)
+        return run.info.run_id
 
 # %% ../../nbs/store/03_outbox.ipynb #9d1119ee
 def write_record(
