@@ -57,7 +57,7 @@ def retrain(
     chosen: dict,   # a row of `runs.runs_table`
 ) -> dict:          # the row of the new run
     "Train the chosen run again from scratch, stopped at its best epoch, as a new run that names the one it repeats."
-    config = any_config(chosen).stopped_at(int(chosen['best_epoch']))
+    config = any_config(store, chosen).stopped_at(int(chosen['best_epoch']))
     device = chosen['device']
     task = make_any_task(dataset_of(chosen), config)
     if task.split.digest != chosen['split_digest']:

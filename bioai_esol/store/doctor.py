@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from ..errors import StoreError
 from .client import (
-    check_reachable, Client, EXPERIMENT, folder_of, HTTP_REFUSALS, moved_store, one_line, prepare_mlflow, settle_addresses,
-    shown_uri, sqlite_path, sqlite_uri, Store, store_uri)
+    check_reachable, Client, EXPERIMENT, folder_of, HTTP_REFUSALS, moved_store, one_line, prepare_mlflow,
+    settle_addresses, shown_uri, sqlite_path, sqlite_uri, Store, store_uri)
 
 if TYPE_CHECKING:
     import requests
