@@ -420,8 +420,9 @@ def _unexpected(error: Exception) -> str:
 # %% ../../nbs/cli/02_commands.ipynb #538662e0
 def _fail(args, text: str, status: int) -> int:
     "Say on standard error why the command ends, if anybody hears it; with `--debug` after the traceback."
+    from bioai_esol.errors import without_password
     with suppress(OSError):
-        if args.debug: traceback.print_exc()
+        if args.debug: print(without_password(traceback.format_exc()), end='', file=sys.stderr)
         print(as_options(f"bioai-esol {args.command}: {text}", args), file=sys.stderr)
     return status
 
