@@ -169,7 +169,7 @@ def champion_run(
     if champion is None: return None
     try: return run_of(store, champion)
     except StoreError as e:
-        raise StoreError(f"nothing can be compared with the champion: {e}; or roll it back", e.code) from e
+        raise StoreError(f"nothing can be compared with the champion: {e}; roll it back to go on without it", e.code) from e
 
 # %% ../../nbs/registry/04_promotion.ipynb #cd9906bc
 def failed_settings(
