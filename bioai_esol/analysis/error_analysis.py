@@ -35,7 +35,7 @@ from ..stats.conformal import INTERVAL_LEVEL
 from ..stats.metrics import bootstrap_mean, bootstrap_rmse, Interval, mae, r2, rmse
 from ..store.client import connect
 from ..store.runs import load_predictions
-from ..sweep.ensemble import any_config
+from ..sweep.ensemble import split_config
 from ..training.config import dataset_of, make_split
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #2e09ac68
@@ -139,7 +139,7 @@ def training_molecules(
 ) -> pd.DataFrame:      # as in the data set: `smiles`, and the measured values
     "The molecules that a run was trained on; raises `DataError` when its table is gone or was changed."
     dataset = dataset_of(run)
-    return dataset.frame.iloc[make_split(dataset, any_config(run)).train]
+    return dataset.frame.iloc[make_split(dataset, split_config(run)).train]
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #0a011a7b
 def draw(

@@ -375,9 +375,13 @@ def _serve(args) -> int:
 def _doctor(args) -> int:
     from bioai_esol.store.doctor import diagnose
     findings = []
-    for finding in diagnose(tracking_uri=args.tracking_uri):
+    def tell(finding):
         findings.append(finding)
         if not args.json: print(as_options(str(finding), args), flush=True)
+    for finding in diagnose(tracking_uri=args.tracking_uri): tell(finding)
+    if all(f.ok for f in findings):  # else its files are not to be had
+        from bioai_esol.registry.versions import champion_findings
+        for finding in champion_findings(tracking_uri=args.tracking_uri): tell(finding)
     if args.json: print(_json([vars(f) for f in findings]))
     return 0 if all(f.ok for f in findings) else 2
 
@@ -424,8 +428,9 @@ def _unexpected(error: Exception) -> str:
 # %% ../../nbs/cli/02_commands.ipynb #538662e0
 def _fail(args, text: str, status: int) -> int:
     "Say on standard error why the command ends, if anybody hears it; with `--debug` after the traceback."
+    from bioai_esol.errors import without_password
     with suppress(OSError):
-        if args.debug: traceback.print_exc()
+        if args.debug: print(without_password(traceback.format_exc()), end='', file=sys.stderr)
         print(as_options(f"bioai-esol {args.command}: {text}", args), file=sys.stderr)
     return status
 

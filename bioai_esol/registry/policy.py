@@ -498,6 +498,12 @@ def _better(candidate: Mapping, champion: Mapping, policy: Policy, difference: P
     if policy.require_significance: rules.append(_significance(difference))
     return [*rules, _mae_regression(candidate, champion, policy), _r2_regression(candidate, champion, policy)]
 
+def _champion_files(loss: str, compared: Sequence[Rule]) -> Rule:
+    "A champion that can answer nothing is compared by its figures; where they refuse a candidate, that has to be said."
+    if all(rule.passed for rule in compared): return Rule('champion_files', True, f"{loss}; its figures were compared")
+    return Rule('champion_files', False, f"{loss}: roll it back first, then nothing is compared with it")
+
+# %% ../../nbs/registry/01_policy.ipynb #2a5f1269
 def decide_promotion(
     candidate: Mapping,          # the registered run: status, metrics, parameters and lineage
     champion: Mapping | None,    # the champion's run; None when there is none yet
@@ -507,11 +513,14 @@ def decide_promotion(
     damage: str | None = None,   # what is wrong with the model files; empty when nothing is, None before there are any
     failed: str = '',            # how the candidate, or one with its settings, failed in monitoring
     force: bool = False,         # accept that it failed
+    loss: str = '',              # why the champion can answer nothing; empty while it can
 ) -> Decision:
     "May the candidate become champion?"
     rules = [*decide_registration(candidate, policy, failed, force).rules, *lineage_rules(candidate, allow_dirty)]
     if damage is not None: rules.append(Rule('model_files', not damage, damage or 'the registered ones, and they load'))
-    if champion is not None: rules += _better(candidate, champion, policy, difference)
+    if champion is not None:
+        compared = _better(candidate, champion, policy, difference)
+        rules += [*compared, _champion_files(loss, compared)] if loss else compared
     else: rules.insert(0, Rule('first_champion', True, 'there is no champion yet: nothing to compare with'))
     note = _comparison_note(champion, difference)
     return Decision(f"promotion of {candidate.get('run_name', 'the candidate')}", tuple(rules), note)
@@ -522,12 +531,15 @@ def decide_rollback(
     previous: str | None,   # version that was champion before it, has not failed and can be loaded
     reason: str,            # what a person gave as the reason
     passed_over: Sequence[str] = (),  # why earlier champions were not taken
+    loss: str = '',         # why the champion can never answer again; empty while it can
 ) -> Decision:
     "May the champion be rolled back?"
-    nobody = '; '.join(['no earlier champion to go back to: promote another candidate instead', *passed_over])
+    if loss: nobody = f"no earlier champion to go back to, so there will be none: {loss}"
+    else: nobody = 'no earlier champion to go back to: promote another candidate instead'
+    nobody = '; '.join([nobody, *passed_over])
     rules = (Rule('champion', champion is not None,
                   f"it is version {champion}" if champion else 'there is no champion to roll back'),
-             Rule('previous', previous is not None,
+             Rule('previous', bool(previous or loss),
                   f"version {previous} was champion before" if previous else nobody),
              Rule('reason', bool(reason.strip()), reason.strip() or 'a reason must be given'))
     return Decision('rollback', rules, '; '.join(passed_over) if previous else '')

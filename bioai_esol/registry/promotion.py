@@ -29,7 +29,8 @@ from ..stats.metrics import bootstrap_rmse, paired_rmse_difference, PairedDiffer
 from ..store.client import connect, process_alive, Store
 from ..store.doctor import require_writable_artifacts
 from ..store.outbox import deliver_pending
-from ..store.runs import fetch_artifacts, load_predictions, newest_run_tag, run_row, runs_table, search, whole_tag
+from ..store.runs import (fetch_artifacts, load_predictions, newest_run_tag, run_row, runs_table, search,
+                                   sweep_parents, whole_tag)
 from ..store.writer import fail_run, Writer
 from ..sweep.ensemble import any_config, epochs_of, make_any_task, train_any
 from ..training.config import dataset_of, property_of
@@ -60,7 +61,7 @@ def retrain(
     chosen: dict,   # a row of `runs.runs_table`
 ) -> dict:          # the row of the new run
     "Train the chosen run again from scratch, stopped at its best epoch, as a new run that names the one it repeats."
-    config = any_config(chosen).stopped_at(int(chosen['best_epoch']))
+    config = any_config(store, chosen).stopped_at(int(chosen['best_epoch']))
     device = chosen['device']
     task = make_any_task(dataset_of(chosen), config)
     if task.split.digest != chosen['split_digest']:
@@ -178,7 +179,7 @@ def champion_run(
     if champion is None: return None
     try: return run_of(store, champion)
     except StoreError as e:
-        raise StoreError(f"nothing can be compared with the champion: {e}; or roll it back", e.code) from e
+        raise StoreError(f"nothing can be compared with the champion: {e}; roll it back to go on without it", e.code) from e
 
 # %% ../../nbs/registry/04_promotion.ipynb #61890207
 FEW_MOLECULES = 50  # in a test set: below that the decision says what its error is worth
@@ -312,8 +313,9 @@ class _Terms:
         champion = champion_run(store, registry)
         difference = _difference(store, run, champion['run_id']) if champion else ''
         damage = verify_model_files(store, registry.versions[version]) if version else None
+        loss = verify_model_files(store, registry.holder('champion')) if champion else ''
         decision = decide_promotion(run, champion, self.policy, self.allow_dirty, difference, damage, failed,
-                                    self.force)
+                                    self.force, loss)
         notes = [note for note in (decision.note, *_caveats(store, run)) if note]
         return replace(decision, note='; '.join(notes))
 
@@ -324,7 +326,7 @@ def _choose(store: Store, registry: Snapshot, run_tag: str | None, terms: _Terms
     if tag is None: raise BioaiError(f"no sweep in {store.uri}: run 'bioai-esol sweep' first")
     runs = runs_table(store, tag)
     if not len(runs):
-        known = ', '.join(dict.fromkeys(r.data.tags['run_tag'] for r in search(store, kind='sweep'))) or 'none'
+        known = ', '.join(dict.fromkeys(r.data.tags['run_tag'] for r in sweep_parents(store))) or 'none'
         raise BioaiError(f"no runs with the run tag {tag!r} in {store.uri} (run tags: {known})")
     return tag, choose_candidate(runs[runs.status != 'KILLED'], terms.policy, failed_settings(registry), terms.force)
 
@@ -452,6 +454,10 @@ def _early_end(store: Store, registry: Snapshot, tag: str, choice: Choice) -> Pr
     number = registry.aliases.get('champion')
     if not choice.approved: return Promotion(tag, choice, champion=number)
     if not already_champion(choice.chosen, champion): return None
+    loss = verify_model_files(store, registry.versions[number])
+    if loss:
+        raise BioaiError(f"{choice.chosen['run_name']} is the champion already, but {loss}: roll it back, "
+                         "then promote again")
     return Promotion(tag, choice, (), number, champion, number, already=True)
 
 def _try(store: Store, run_tag: str | None, terms: _Terms, version: str | None) -> Promotion:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'STATUSES', 'STATUS_METRICS', 'find_version', 'run_of', 'checksums', 'fetch_model',
-           'verify_model_files', 'make_candidate', 'crown', 'Rollback', 'rollback_html', 'rollback', 'set_alias',
-           'archive', 'restore', 'status', 'check']
+           'verify_model_files', 'champion_findings', 'make_candidate', 'crown', 'Rollback', 'rollback_html',
+           'rollback', 'set_alias', 'archive', 'restore', 'status', 'check']
 
 # %% ../../nbs/registry/03_versions.ipynb #6a17f930
 import hashlib, html, re, tempfile
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..errors import BioaiError, StoreError
-from .journal import Entry, settled, shorten, Snapshot, Turn, turn, utc_text
+from .journal import Entry, settled, shorten, Snapshot, snapshot, Turn, turn, utc_text
 from .policy import decide_rollback, Decision, lineage_rules, verdict_html
-from ..store.client import connect, Store
+from ..store.client import Client, connect, moved_store, sqlite_path, Store, store_uri
+from ..store.doctor import Finding, require_writable_artifacts
 from ..store.runs import fetch_artifacts, run_row
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
@@ -110,6 +111,24 @@ def verify_model_files(
         except BioaiError as e: return str(e)
     return ''
 
+# %% ../../nbs/registry/03_versions.ipynb #a5b6fba1
+def champion_findings(
+    *,
+    tracking_uri: str | None = None,  # see `client.store_uri`
+) -> Iterator[Finding]:               # one, or none where there is no champion
+    "Are the champion's files there, and the registered ones? Nothing is made by asking."
+    uri = store_uri(tracking_uri)
+    path = sqlite_path(uri)
+    if path and not path.exists(): return
+    store = Store(Client(uri), uri, '', moved_store(uri))
+    champion = snapshot(store).holder('champion')
+    if champion is None: return
+    with tempfile.TemporaryDirectory() as folder:
+        try: fetch_model(store, champion, folder)
+        except StoreError as e:
+            yield Finding('champion', False, str(e), "'bioai-esol rollback' puts the champion before it in its place")
+        else: yield Finding('champion', True, f"version {champion.version}, its files are the registered ones")
+
 # %% ../../nbs/registry/03_versions.ipynb #af7aabb8
 STATUSES = ('registered', 'candidate', 'champion', 'archived', 'failed_in_monitoring')
 
@@ -189,7 +208,7 @@ class Rollback:
     "What `rollback` did, or why it did nothing."
     decision: Decision      # its rules
     champion: str | None    # version that is champion afterwards
-    version: str | None     # version that was champion before, and has failed when the rollback is approved
+    version: str | None     # version that was champion before, and has failed, or is lost, if that was approved
 
     @property
     def approved(self) -> bool:
@@ -200,6 +219,7 @@ class Rollback:
     def reason(self) -> str:
         "What happened, or why nothing did."
         if not self.approved: return self.decision.reason
+        if self.champion is None: return f"version {self.version} is lost, and archived; there is no champion"
         return f"version {self.champion} is champion again in the place of version {self.version}"
 
     def __repr__(self):
@@ -223,6 +243,18 @@ def _champion_now(champion: str | None) -> str:
     return f'The champion is version {champion}, as before.' if champion else 'There is no champion.'
 
 # %% ../../nbs/registry/03_versions.ipynb #3eda453b
+def _loss(store: Store, registry: Snapshot, champion: str) -> str:
+    "Why the champion can never answer again; empty while it can. Raises `StoreError` when nobody can tell."
+    trouble = verify_model_files(store, registry.versions[champion])
+    if trouble: require_writable_artifacts(store)
+    return trouble
+
+def _depose(t: Turn, champion: str, reason: str, loss: str, record: Mapping) -> Entry:
+    "Take the title from a champion that can answer nothing; afterwards there is none."
+    changes = {'alias/champion': None}
+    changes |= _becomes(champion, 'archived', f"{reason}; {loss}", demoted_at=utc_text(), successor=None)
+    return t.commit('rollback', f"{reason}; {loss}", changes, champion, t.registry.versions[champion].run_id, record)
+
 def _roll_back(t: Turn, champion: str, previous: str, reason: str, record: Mapping) -> Entry:
     "Move `champion` back and mark the one that failed."
     why = f"champion again, because version {champion} failed: {reason}"
@@ -237,7 +269,8 @@ def _roll_back(t: Turn, champion: str, previous: str, reason: str, record: Mappi
 def rollback(reason: str, *, tracking_uri: str | None = None) -> Rollback:
     """Give `champion` back to the champion before it, and tag the failed version `status=failed_in_monitoring`.
 
-    The latest former champion takes over that has not failed itself and whose files load. Nothing is deleted.
+    The latest former champion takes over that has not failed itself and whose files load. Where there is none, and the
+    champion itself cannot be loaded any more, it loses its title and is archived. Nothing is deleted.
 
     Parameters
     ----------
@@ -249,7 +282,8 @@ def rollback(reason: str, *, tracking_uri: str | None = None) -> Rollback:
     Returns
     -------
     Rollback
-        `approved`, `reason`, the `decision` with its rules, the `champion` afterwards, and the `version` that failed.
+        `approved`, `reason`, the `decision` with its rules, the `champion` afterwards, and the `version` that failed
+        or is lost.
 
     Raises
     ------
@@ -274,10 +308,12 @@ def rollback(reason: str, *, tracking_uri: str | None = None) -> Rollback:
     with turn(store) as t:
         champion = t.registry.aliases.get('champion')
         previous, passed_over = _previous(store, t.registry, champion)
-        decision = decide_rollback(champion, previous, reason, passed_over)
+        loss = _loss(store, t.registry, champion) if champion and not previous else ''
+        decision = decide_rollback(champion, previous, reason, passed_over, loss)
         record = dict(decision=decision.to_dict())
         if decision.approved:
-            entry = _roll_back(t, champion, previous, reason, record)
+            if previous: entry = _roll_back(t, champion, previous, reason, record)
+            else: entry = _depose(t, champion, reason, loss, record)
             if entry.outcome != 'done': raise BioaiError(f"not rolled back: {entry.reason}")
         else:
             run_id = t.registry.versions[champion].run_id if champion else None

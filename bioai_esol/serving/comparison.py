@@ -22,7 +22,7 @@ from ..registry.versions import find_version, run_of
 from .predictor import load_registered
 from ..stats.metrics import bootstrap_rmse, mae, paired_rmse_difference, PairedDifference, r2
 from ..store.client import connect, Store
-from ..sweep.ensemble import any_config
+from ..sweep.ensemble import split_config
 from ..training.config import dataset_of, make_split
 
 # %% ../../nbs/serving/03_comparison.ipynb #4a921c2c
@@ -76,7 +76,7 @@ class Comparison:
 def _divided(run: dict) -> tuple[Dataset, Split]:  # a run's row
     "The data set of a run, and how it was divided."
     dataset = dataset_of(run)
-    return dataset, make_split(dataset, any_config(run))
+    return dataset, make_split(dataset, split_config(run))
 
 def _test_set(run: dict) -> pd.DataFrame:
     dataset, split = _divided(run)

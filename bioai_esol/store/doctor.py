@@ -15,11 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from ..errors import StoreError
-from .client import (check_reachable, Client, EXPERIMENT, HTTP_REFUSALS, one_line, prepare_mlflow,
-                                     shown_uri, sqlite_path, sqlite_uri, Store, store_uri)
+from .client import (
+    check_reachable, Client, EXPERIMENT, folder_of, HTTP_REFUSALS, moved_store, one_line, prepare_mlflow,
+    settle_addresses, shown_uri, sqlite_path, sqlite_uri, Store, store_uri)
 
 if TYPE_CHECKING:
     import requests
@@ -194,9 +194,14 @@ def _database_failure(message: str) -> tuple[str, str]:
     hint = next((hint for word, hint in _DATABASE_HINTS.items() if word in message), '')
     return detail, hint
 
+# %% ../../nbs/store/02_doctor.ipynb #7db6cb27
 def _file_finding(path: Path) -> Finding | None:
     "What can be said of a database file without opening it; None when it has to be opened."
     what = f'database {path}'
+    try: path.stat()
+    except (FileNotFoundError, NotADirectoryError): pass
+    except OSError as e:
+        return Finding(what, False, f"cannot be opened: {e.strerror or e}", _DATABASE_HINTS['readonly'])
     if not path.parent.is_dir():
         return Finding(what, False, f"the folder {path.parent} does not exist", f"make it: 'mkdir -p {path.parent}'")
     place = path if path.exists() else path.parent
@@ -285,6 +290,10 @@ def _proxied_findings(uri: str, location: str) -> Iterator[Finding]:
     else: yield Finding(what, True, 'can be written and read')
 
 # %% ../../nbs/store/02_doctor.ipynb #a724417b
+def _nearest(folder: Path) -> Path:
+    "The folder, or the first one above it that is there."
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place))
+
 def _folder_findings(uri: str, folder: Path) -> Iterator[Finding]:
     "Artifacts in a folder: is it one of this machine, and can it be written?"
     what = f'artifacts in {folder}'
@@ -293,13 +302,12 @@ def _folder_findings(uri: str, folder: Path) -> Iterator[Finding]:
                       "make the experiment anew on a server that was started with 'bioai-esol server'")
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as f: f.write(b'may be deleted')
+        with TemporaryFile(dir=_nearest(folder)) as f: f.write(b'may be deleted')
     except OSError as e:
         yield Finding(what, False, f"cannot be written: {e.strerror or e}",
                       'make room, or give this user the right to write there')
     else:
-        free_gb = shutil.disk_usage(folder).free / 1e9
+        free_gb = shutil.disk_usage(_nearest(folder)).free / 1e9
         yield Finding(what, True, f"can be written, {free_gb:.1f} GB are free")
 
 # %% ../../nbs/store/02_doctor.ipynb #b2531ffa
@@ -311,13 +319,15 @@ def artifact_findings(
     parts = urlsplit(location)
     if parts.scheme == 's3': return s3_findings(location)
     if parts.scheme == 'mlflow-artifacts': return _proxied_findings(uri, location)
-    if parts.scheme in ('file', ''): return _folder_findings(uri, Path(url2pathname(parts.path)))
+    folder = folder_of(location)
+    if folder: return _folder_findings(uri, folder)
     return iter([Finding(f'artifacts in {location}', True, 'not checked: this package knows S3, folders and servers')])
 
 def require_writable_artifacts(
     store: Store,  # an open store
 ):
-    "Raises `StoreError` when artifacts cannot be written."
+    "Raises `StoreError` when artifacts cannot be written; corrects the record of a store that was moved."
+    settle_addresses(store.uri)
     experiment = store.client.get_experiment(store.experiment_id)
     require(artifact_findings(store.uri, experiment.artifact_location))
 
@@ -335,6 +345,8 @@ def _artifacts_of(uri: str) -> Iterator[Finding]:
     experiment = Client(uri).get_experiment_by_name(EXPERIMENT)
     deleted = _experiment_finding(experiment)
     if deleted: return iter([deleted])
+    moved = moved_store(uri)
+    if moved: return iter([Finding('artifacts', False, str(moved), moved.hint)])
     if experiment: return artifact_findings(uri, experiment.artifact_location)
     if path: return _folder_findings(uri, path.parent / 'mlartifacts')
     return iter([Finding('artifacts', True, 'there is no experiment yet; the first sweep makes it, and asks')])

@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from tqdm.auto import tqdm
 
 from ..errors import StoreError
-from .client import Client, one_line, sqlite_path
+from .client import Client, one_line, settle_addresses, sqlite_path
 from .doctor import database_findings, database_uri, PROBE_TIMEOUT_S, require
 
 # %% ../../nbs/store/07_migration.ipynb #253fdc16
@@ -186,6 +186,7 @@ def _check(source: str, target: str):
     if path and not path.is_file(): raise StoreError(f"there is no database {path} to copy from")
     require(database_findings(source))
     require(database_findings(target))
+    settle_addresses(source)
 
 def _tables_with_runs(connection: Connection, source: str) -> dict[str, Table]:
     "The tables of a store; raises `StoreError` when it holds no runs."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEMBERS_SUFFIX', 'SUMMARY', 'typed_params', 'search', 'runs_table', 'whole_tag', 'run_row', 'fetch_artifacts',
-           'newest_run_tag', 'sweeps', 'metric_names', 'typed_runs', 'load_runs', 'planned', 'underway',
-           'load_histories', 'load_predictions']
+           'sweep_parents', 'newest_run_tag', 'sweeps', 'metric_names', 'typed_runs', 'load_runs', 'planned',
+           'underway', 'load_histories', 'load_predictions']
 
 # %% ../../nbs/store/05_runs.ipynb #e1eb87b4
 import contextlib, difflib, gc, itertools, json, re, sqlite3, sys, tempfile
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -97,6 +98,11 @@ def run_row(
     return _row(run, typed)
 
 # %% ../../nbs/store/05_runs.ipynb #6a39b1c0
+def _address(store: Store, run_id: str, path: str) -> str:
+    "Where an artifact of a store is that was moved."
+    of_run = store.moved.address(store.client.get_run(run_id).info.artifact_uri)
+    return f'{of_run}/{quote(path)}' if path else of_run
+
 def fetch_artifacts(
     store: Store,  # an open store
     run_id: str,         # MLflow's id
@@ -105,8 +111,10 @@ def fetch_artifacts(
 ) -> Path:               # the copy
     "Copy a run's artifacts; raises `StoreError` when they cannot be had."
     from mlflow.artifacts import download_artifacts
+    if store.moved and store.moved.lost: raise StoreError(f"run {run_id}: {store.moved}; {store.moved.hint}")
+    place = dict(artifact_uri=_address(store, run_id, path)) if store.moved else dict(run_id=run_id, artifact_path=path)
     with one_line(f"run {run_id} has no artifact {path or '.'!r}"):
-        return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(folder), tracking_uri=store.uri))
+        return Path(download_artifacts(**place, dst_path=str(folder), tracking_uri=store.uri))
 
 # %% ../../nbs/store/05_runs.ipynb #fdcf0a1d
 MEMBERS_SUFFIX = '.members'  # of the run tag under which a preset trains the members of its ensemble
@@ -117,13 +125,19 @@ def _kind(sweep: 'Run') -> str:
     if 'ensemble_of' in sweep.data.params: return 'ensemble'
     return 'members' if sweep.data.tags['run_tag'].endswith(MEMBERS_SUFFIX) else 'sweep'
 
+def sweep_parents(
+    store: Store,  # an open store
+) -> list['Run']:
+    "The parent runs of all sweeps, oldest first; one that somebody tagged `kind=sweep` and nothing else is none."
+    return [run for run in search(store, kind='sweep') if run.data.tags.get('run_tag')]
+
 def newest_run_tag(
     store: Store,  # an open store
     ensembles: bool = True,  # does an ensemble count, which is the only run of its tag?
 ) -> str | None:
     "The run tag of the sweep that was started last, not counting repeats and members; None where there is none."
     wanted = {'sweep', 'ensemble'} if ensembles else {'sweep'}
-    tags = [s.data.tags['run_tag'] for s in search(store, kind='sweep') if _kind(s) in wanted]
+    tags = [s.data.tags['run_tag'] for s in sweep_parents(store) if _kind(s) in wanted]
     return tags[-1] if tags else None
 
 # %% ../../nbs/store/05_runs.ipynb #72110871
@@ -137,7 +151,8 @@ def _newest_runs(store: Store, **tags: str) -> dict[str, dict[str, 'Run']]:
 
 def _planned(sweep: 'Run', trained: int) -> int:
     "How many configurations a sweep has; one of an early version did not log it."
-    return int(sweep.data.params.get('configurations') or trained)
+    text = sweep.data.params.get('configurations', '')
+    return int(text) if re.fullmatch('[0-9]{1,9}', text) else trained
 
 def _sweep_row(sweep: 'Run', runs: list['Run']) -> dict:
     finished = [run.data.metrics for run in runs if run.info.status == 'FINISHED']
@@ -178,7 +193,7 @@ def sweeps(*, tracking_uri: str | None = None) -> pd.DataFrame:
     """
     store = connect(tracking_uri)
     runs = _newest_runs(store)
-    by_tag = {sweep.data.tags['run_tag']: sweep for sweep in search(store, kind='sweep')}  # the last one counts
+    by_tag = {sweep.data.tags['run_tag']: sweep for sweep in sweep_parents(store)}  # the last one counts
     rows = [_sweep_row(sweep, list(runs.get(tag, {}).values())) for tag, sweep in by_tag.items()]
     table = pd.DataFrame(rows, columns=['run_tag', 'kind', 'finished', 'planned', 'best_val_rmse', 'started'])
     return table.sort_values('started', ascending=False, kind='stable', ignore_index=True)
@@ -226,7 +241,7 @@ def typed_runs(
 # %% ../../nbs/store/05_runs.ipynb #6ad0b82d
 def _resolve(store: Store, run_tag: str | None) -> str:
     "The run tag that is meant; raises `BioaiError` with what there is, or what to run."
-    tags = list(dict.fromkeys(run.data.tags['run_tag'] for run in search(store, kind='sweep')))
+    tags = list(dict.fromkeys(run.data.tags['run_tag'] for run in sweep_parents(store)))
     if not tags: raise BioaiError(f"no sweep in {store.uri}: run 'bioai-esol sweep' (or 'make run') first")
     if run_tag is None: return newest_run_tag(store, ensembles=False) or tags[-1]
     if run_tag in tags: return run_tag

@@ -17,7 +17,7 @@ from urllib.request import build_opener, ProxyHandler
 from pydantic import Field
 
 from ..errors import BioaiError, Settings
-from .client import DEFAULT_STORE, ensure_home, shown_uri, sqlite_path, sqlite_uri
+from .client import DEFAULT_STORE, ensure_home, settle_addresses, shown_uri, sqlite_path, sqlite_uri
 from .doctor import database_findings, database_uri, Finding, require, s3_findings
 
 # %% ../../nbs/store/06_tracking_server.ipynb #bc8806e8
@@ -253,6 +253,7 @@ def run_server(
     for finding in preflight(s):
         require([finding])
         print(finding, flush=True)
+    settle_addresses(s.backend)
     command, env = server_command(s)
     if s.auth: env |= accounts(s.folder / '.mlflow-auth')
     print(f"starting {s.url} …", flush=True)

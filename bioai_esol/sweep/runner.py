@@ -95,7 +95,7 @@ def _close_open(store: Store, run_tag: str):
 def _finished(store: Store, run_tag: str) -> set[str]:
     "Digests of configurations that need no training."
     runs = search(store, run_tag=run_tag, kind='run')
-    return {r.data.tags['config_digest'] for r in runs
+    return {r.data.tags.get('config_digest') for r in runs
             if r.info.status == 'FINISHED' or r.data.tags.get('error', '').startswith('diverged')}
 
 def unused_run_tag(

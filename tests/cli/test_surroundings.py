@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import PROGRAM, fresh, sweep_here
+from stores import answers, free_port, process
 
 RIDGE = ['train', '--architecture', 'ridge', '--run-tag', 'r']
 
@@ -99,3 +100,34 @@ def test_a_user_without_a_usable_home_can_train(nameless, tmp_path, home):
     assert done.returncode == 0 and '1 trained' in done.stdout, done.stderr
     assert done.stderr.count('descriptors are computed anew each time') == 1 and 'Traceback' not in done.stderr
     assert not (tmp_path / '~').exists()
+
+
+@pytest.mark.parametrize('home, accounts', [(None, ['--auth']), ('closed', [])])
+def test_a_user_without_a_usable_home_can_run_a_server(nameless, tmp_path, home, accounts):
+    if home == 'closed':
+        home = tmp_path / 'closed'
+        home.mkdir(mode=0o000)
+    port, log = free_port(), tmp_path / 'server.log'
+    known = ['env', *(f'--unset={name}' for name in ('HOME', 'LOGNAME', 'USER', 'LNAME', 'USERNAME')), *([f'HOME={home}'] if home else [])]
+    command = [*NAMELESS, *known, PROGRAM, 'server', '--port', port, *accounts]
+    with process(command, log, lambda: 'Ctrl-C stops it' in log.read_text(), cwd=tmp_path):
+        assert answers(f'http://127.0.0.1:{port}/health')
+    assert 'Traceback' not in log.read_text() and not (tmp_path / '~').exists()
+
+
+def test_a_database_whose_folder_may_not_be_entered(nameless, tmp_path):
+    "One line and status 2, whether the folder itself is closed or one above it."
+    closed = tmp_path / 'closed'
+    (closed / 'sub').mkdir(parents=True)
+    closed.chmod(0o000)
+    try:
+        for place in (closed, closed / 'sub'):
+            uri = f'sqlite:///{place}/mlflow.db'
+            for command in (['status'], RIDGE, ['predict', 'CCO'], ['server', '--backend', uri]):
+                done = nameless(*command, *([] if command[0] == 'server' else ['--tracking-uri', uri]), home='/dev/null')
+                assert done.returncode == 2 and 'Permission denied' in done.stderr, done.stderr
+                assert len(done.stderr.splitlines()) == 1, done.stderr
+            done = nameless('doctor', '--tracking-uri', uri)
+            assert done.returncode == 2 and f'✗ database {place}/mlflow.db: cannot be opened: Permission denied' in done.stdout, done.stdout
+    finally:
+        closed.chmod(0o755)

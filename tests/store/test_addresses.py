@@ -97,3 +97,19 @@ def test_a_proxy_is_not_asked_for_this_machine(tmp_path, here, monkeypatch):
 def test_nobody_answers(here):
     done = here('status', '--tracking-uri', f'http://127.0.0.1:{free_port()}')
     assert done.returncode == 2 and 'refused; is it running?' in done.stderr
+
+
+@pytest.mark.parametrize('command', ['status', 'predict'])
+def test_a_traceback_hides_passwords_too(here, monkeypatch, command):
+    "MLflow's errors quote the address, and --debug shows them in full."
+    import mlflow
+    uri = 'http://u:secret@127.0.0.1:9'
+
+    class Quotes(mlflow.MlflowClient):
+        def __init__(self, *args, **kwargs):
+            raise mlflow.MlflowException(f'API request to {uri}/api failed')
+    monkeypatch.setattr('mlflow.MlflowClient', Quotes)
+    monkeypatch.setattr('bioai_esol.store.client._check_server', lambda uri: None)
+    done = here(command, *(['CCO'] if command == 'predict' else []), '--tracking-uri', uri, '--debug')
+    assert done.returncode == 2 and 'Traceback' in done.stderr and 'API request to http://127.0.0.1:9/api' in done.stderr
+    assert 'secret' not in done.stdout + done.stderr

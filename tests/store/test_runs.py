@@ -12,7 +12,8 @@ from stores import mlflow_server
 from bioai_esol.chem.dataset import load_esol, load_table
 from bioai_esol.registry.promotion import promote
 from bioai_esol.registry.versions import status
-from bioai_esol.store.runs import load_histories, load_predictions, load_runs
+from bioai_esol.errors import BioaiError
+from bioai_esol.store.runs import load_histories, load_predictions, load_runs, newest_run_tag, planned, sweeps
 from bioai_esol.store.client import connect
 from bioai_esol.training.engine import HISTORY
 from quick import EASY
@@ -120,3 +121,18 @@ def test_a_promotion_of_a_run_with_misleading_tags(template, quick, tmp_path):
     assert row['repeats_run'] == run_id
     client.set_tag(row['run_id'], 'pid', 'none of yours')
     assert promote('a', EASY, tracking_uri=uri).already
+
+
+def test_a_run_that_somebody_tagged_is_no_sweep(tmp_path):
+    "On MLflow's page anybody can tag anything: such runs are left out, and cost nobody their table."
+    uri = fresh(tmp_path)
+    store = sweep_here(uri, 'mine', 1)
+    for tags in (dict(kind='sweep'), dict(kind='sweep', run_tag=''), dict(kind='run', run_tag='mine'), dict(kind='sweep', run_tag='by hand')):
+        run_id = store.client.create_run(store.experiment_id, tags=tags).info.run_id
+        store.client.log_param(run_id, 'configurations', 'many')
+    assert sweeps(tracking_uri=uri).run_tag.tolist() == ['by hand', 'mine']
+    assert planned('by hand', tracking_uri=uri) == 0 and load_runs('mine', tracking_uri=uri).status.tolist() == ['FINISHED', 'RUNNING']
+    assert newest_run_tag(store) == 'by hand'
+    for ask in (lambda: load_runs('none', tracking_uri=uri), lambda: promote('none', tracking_uri=uri)):
+        with pytest.raises(BioaiError, match='run tags: mine, by hand'):
+            ask()
