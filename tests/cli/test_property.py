@@ -26,8 +26,8 @@ def folder(tmp_path_factory):
     rows = [(f'm{i}', s, Crippen.MolLogP(parse_smiles(s))) for i, s in enumerate(smiles)]
     pd.DataFrame([*rows, ('salt', '[Na+].CCCCCC(=O)[O-]', .5)], columns=['ID', 'smiles', 'logP']).to_csv(folder / 'logp.csv', index=False)
     data = ['--data', 'logp.csv', '--target', 'logP', '--property', LOGP.name, '--name-column', 'ID']
-    for n, command in enumerate((['sweep', '--architecture', 'ridge,gaussian-process', '--split', 'cluster', '--run-tag', 'own', *data],
-                                 ['promote', '--run-tag', 'own', *EASY_OPTIONS], ['report', '--run-tag', 'own', '--output', 'report.html'])):
+    for command in (['sweep', '--architecture', 'ridge,gaussian-process', '--split', 'cluster', '--run-tag', 'own', *data],
+                    ['promote', '--run-tag', 'own', *EASY_OPTIONS], ['report', '--run-tag', 'own', '--output', 'report.html']):
         done = subprocess.run([PROGRAM, *command], cwd=folder, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         (folder / f'{command[0]}.txt').write_text(done.stdout)
@@ -72,7 +72,8 @@ def test_figures_speak_of_it(folder):
     predictions = esol.load_predictions(runs.run_id[0], tracking_uri=uri_of(folder))
     training = esol.load_table(folder / 'logp.csv', target='logP', property=LOGP.name).frame
     drawn = [error_analysis.plot_predictions(predictions), error_analysis.plot_scaffold_errors(predictions),
-             error_analysis.plot_error_sources(predictions, training.smiles), figures.plot_progress(runs, 2), figures.plot_choice(esol.choose_candidate(runs).runs, 3., 0.)]
+             error_analysis.plot_error_sources(predictions, training.smiles), figures.plot_progress(runs, 2),
+             figures.plot_choice(esol.choose_candidate(runs).runs, 3., 0.)]
     words = [text.get_text() for fig in drawn for text in fig.findobj(lambda a: hasattr(a, 'get_text'))]
     words += [error_analysis.describe_errors(predictions, training['octanol_water_logP']), error_analysis.describe_families(predictions),
               error_analysis.describe_sources(predictions, training.smiles), error_analysis.describe_worst(predictions)]

@@ -1,4 +1,4 @@
-"A project folder that was moved, renamed, copied or carried to another machine: its files are found beside the database, and nothing is written to where it was."
+"A project folder that was moved, renamed, copied or carried to another machine: its files are found beside the database; nothing is written to where it was."
 import os
 import shutil
 import sqlite3
