@@ -9,11 +9,9 @@ __all__ = ['errors', 'describe_errors', 'describe_worst', 'describe_champion', '
            'measured_twice', 'describe_measured_twice']
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #62f61e2e
-import io
-import re
+import html, io, re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 import pandas as pd
@@ -43,7 +41,7 @@ def _measured(predictions: pd.DataFrame) -> pd.Series: return predictions[measur
 
 def errors(
     predictions: pd.DataFrame,  # `smiles`, measured values, `predicted`, perhaps `name`; per molecule
-) -> pd.DataFrame:  # the same, worst first, with `measured`, `error` (predicted − measured), `scaffold`, `heavy_atoms`, `share`
+) -> pd.DataFrame:  # worst first, with `measured`, `error`, `scaffold`, `heavy_atoms`, `share`
     "Predictions with their errors and their shares of the squared error; raises `BioaiError` when there are none."
     if not len(predictions): raise BioaiError('the table of predictions is empty: there is no error to look at')
     measured = _measured(predictions)
@@ -52,8 +50,8 @@ def errors(
     name = predictions.get('name', predictions.smiles).fillna(predictions.smiles)  # one's own table may name a few only
     sizes = predictions.smiles.map(lambda s: parse_smiles(s).GetNumHeavyAtoms())
     share = error ** 2 / total if total else 0.
-    table = predictions.assign(name=name, measured=measured, error=error, scaffold=predictions.smiles.map(scaffold), heavy_atoms=sizes,
-                               share=share)
+    table = predictions.assign(name=name, measured=measured, error=error, scaffold=predictions.smiles.map(scaffold),
+                               heavy_atoms=sizes, share=share)
     return table.sort_values('error', key=abs, ascending=False, kind='stable')
 
 def _count(n: int, noun: str = 'molecule') -> str:
@@ -131,7 +129,8 @@ def describe_champion(
             f"{run['best_val_rmse']:.3f}.")
     if 'coverage_90' not in run: return text
     width = f"{run['interval_90']:.2f} {measured_property(predictions).error_unit}".strip()
-    return f"{text} Its 90 % intervals hold {run['coverage_90']:.1%} of the measured values and are {width} wide on average."
+    return (f"{text} Its 90 % intervals hold {run['coverage_90']:.1%} of the measured values and are {width} wide "
+            "on average.")
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e300001b
 def training_molecules(
@@ -229,7 +228,7 @@ def scaffold_errors(
     predictions: pd.DataFrame,  # of `runs.load_predictions`
     members: int = 3,           # families with fewer are pooled by their rings
 ) -> pd.DataFrame:  # one row per family: `family`, `n`, `scaffolds` in it, `rmse`, `low`, `high`, `mean_error`, `share`
-    "Error by Bemis–Murcko scaffold, largest share of the squared error first; `mean_error` above 0: predicted too high."
+    "Error by Bemis–Murcko scaffold, largest share of the squared error first; `mean_error` above 0: too high."
     table = errors(predictions)
     rows = []
     for name, part in table.groupby(_families(table, members)):
@@ -345,13 +344,14 @@ def _halves(table: pd.DataFrame) -> str:
 
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e300000e
 def _quarters(table: pd.DataFrame) -> str:
-    "The mean error of the molecules with the lowest and highest values: do the predictions lie nearer to the middle?"
+    "The mean error of the molecules with the lowest and highest values: do predictions lie nearer to the middle?"
     by_measured = table.sort_values('measured').error
     words = _words(table)
     quarter = max(1, len(table) // 4)
     dry = bootstrap_mean(by_measured.head(quarter))
     wet = bootstrap_mean(by_measured.tail(quarter))
-    text = (f"The mean error of the {words.lowest} quarter is {dry.value:+.2f} (95 % {dry.low:+.2f} … {dry.high:+.2f}), "
+    text = (f"The mean error of the {words.lowest} quarter is {dry.value:+.2f} "
+            f"(95 % {dry.low:+.2f} … {dry.high:+.2f}), "
             f"of the {words.highest} {wet.value:+.2f} ({wet.low:+.2f} … {wet.high:+.2f})")
     if not dry.low > 0 > wet.high: return text
     return (f"{text}: the predictions lie nearer to the middle than the measured values, "
@@ -426,11 +426,13 @@ def _draw_values(ax: Axes, table: pd.DataFrame) -> Iterable:
         yield ax.scatter(part.index, part.measured, s=size, color=colour, lw=0, zorder=3, gid=where,
                          label=f'measured, {where} ({len(part)})')
 
+# %% ../../nbs/analysis/03_error_analysis.ipynb #0184a4ab
 def plot_intervals(
     predictions: pd.DataFrame,  # of `runs.load_predictions`, with `low` and `high`
 ) -> Figure:
     "Each molecule's interval and its measured value, in the order of the predicted values."
-    table = predictions.assign(inside=_inside(predictions), measured=_measured(predictions)).sort_values('predicted', kind='stable', ignore_index=True)
+    table = predictions.assign(inside=_inside(predictions), measured=_measured(predictions))
+    table = table.sort_values('predicted', kind='stable', ignore_index=True)
     whole = interval_coverage(predictions).iloc[0]
     held = f"It holds {whole.held} of {_count(whole.n, 'measured value')}"
     fig = new_figure(4.2, f"Does the interval hold what it promises? {held}")
@@ -453,7 +455,7 @@ def _drawing(row: object, predict: Callable, of: Property, width: int, height: i
     svg = draw_attribution(row.smiles, attribute_atoms(row.smiles, predict), width, height, of)
     legend = _LEGEND.search(svg)[1]
     values = f'measured {row.measured:.2f}, predicted {row.predicted:.2f}'
-    caption = f'<b>{escape(row.name)}</b><br>{values}<br>{legend}'
+    caption = f'<b>{html.escape(row.name)}</b><br>{values}<br>{legend}'
     svg = _LEGEND.sub('', svg)
     return f"<figure style='margin: 0 .2em; width: {width}px'>{svg}<figcaption>{caption}</figcaption></figure>"
 

@@ -201,6 +201,7 @@ def _quality(champion: Champion) -> list[tuple[str, str]]:
             ('Always answering with their mean', f'RMSE {y.std(ddof=0):.3f}'),
             ('Champion before it', _former_in_words(champion.former))]
 
+# %% ../../nbs/analysis/06_report.ipynb #69b29873
 def _careful(champion: Champion, decision: Decision | None) -> list[str]:
     "What a reader should know before relying on the champion."
     y = champion.predictions[measured_property(champion.predictions).column]
@@ -214,8 +215,8 @@ def _careful(champion: Champion, decision: Decision | None) -> list[str]:
         texts.append(held.replace('- all:', 'The 90 % intervals held the measured value for'))
     else: texts.append('There are no 90 % intervals: the validation set is too small for them, or the run is too old.')
     leaks = champion.run.get('split_leakage')
-    if leaks and leaks == leaks: texts.append(f'{leaks} molecules are in more than one part of the split: errors on new '
-                                              'molecules are larger than these.')
+    if leaks and leaks == leaks:
+        texts.append(f'{leaks} molecules are in more than one part of the split: errors on new ones are larger.')
     if decision is not None and decision.note: texts.append(f'{decision.note[0].upper()}{decision.note[1:]}.')
     return texts
 
@@ -293,6 +294,7 @@ def _property_in_words(of: Property) -> str:
     return f'{of.name}: what the runs predict; errors are in its unit, {of.unit}.' if of.unit else (
         f'{of.name}: what the runs predict, without a unit.')
 
+# %% ../../nbs/analysis/06_report.ipynb #1a90cf72
 def _words_part(runs: pd.DataFrame, policy: Policy) -> list[dict]:
     "The words of the report, with the name of its best run as an example."
     run = finished_runs(runs).iloc[0]

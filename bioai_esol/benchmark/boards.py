@@ -396,6 +396,11 @@ def _headings(sizes: Mapping[str, Split], published: bool) -> tuple[str, str, st
         f"(in brackets the 95 % bootstrap interval over molecules{source})")
 
 # %% ../../nbs/benchmark/02_boards.ipynb #2c2ea97f
+def _errors_of(dataset: Dataset) -> str:
+    "What the errors are in."
+    return 'errors in log10 mol/L' if dataset.property.is_solubility else f'errors of {dataset.property.label}'
+
+# %% ../../nbs/benchmark/02_boards.ipynb #9b83bea7
 def report_of(
     results: Sequence[BenchResult],  # of `judge_all`
     dataset: Dataset,      # the table that they are about
@@ -411,11 +416,9 @@ def report_of(
     grid = grid.reindex(columns=list(sizes)).loc[order]
     made_by = {r.model: f' ({r.made_by})' if ' ' in r.made_by else '' for r in results}  # another program's version
     commands = {r.model: f'`{r.command}`{made_by[r.model]}' for r in results if r.split == 'scaffold'}
-    of = dataset.property
-    unit = 'errors in log10 mol/L' if of.is_solubility else f'errors of {of.label}'
     families, paired, scaffold = _headings(sizes, bool(published))
     return '\n\n'.join([
-        f"`{command}`: {dataset.name}, {len(dataset):,} molecules; {unit}.",
+        f"`{command}`: {dataset.name}, {len(dataset):,} molecules; {_errors_of(dataset)}.",
         families, _all_splits(summary(figures), order),
         paired, _paired(differences(predictions), order),
         scaffold, _scaffold(predictions, commands, published),

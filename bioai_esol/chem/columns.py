@@ -28,9 +28,11 @@ from ..errors import ConfigError, DataError
 LOGS = 'logS'
 LOG_MOLAR = 'log10(mol/L)'
 _ALSO_LOGS = ('logs', 'log_solubility', 'solubility', 'aqueous solubility', 'log solubility')
-_AFTER = ('low', 'high', 'unit', 'solubility_mol_per_l', 'similarity', 'domain', 'why', 'read_as', 'model_version', 'error')
+_AFTER = ('low', 'high', 'unit', 'solubility_mol_per_l', 'similarity', 'domain', 'why', 'read_as', 'model_version',
+          'error')
 _TAKEN = ('name', 'smiles', 'row', 'predicted', *_AFTER, 'scaffold', 'share', 'heavy_atoms')  # no names of properties
 
+# %% ../../nbs/chem/03_columns.ipynb #4e592327
 @dataclass(frozen=True)
 class Property:
     "What a model predicts."
@@ -55,6 +57,7 @@ class Property:
         unit = 'log10 mol/L' if self.is_solubility else self.unit
         return f'{self.name} ({unit})' if unit else self.name
 
+# %% ../../nbs/chem/03_columns.ipynb #ec414458
 SOLUBILITY = Property()
 
 def prediction_columns(

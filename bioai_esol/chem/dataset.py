@@ -34,11 +34,17 @@ def _identity(data: 'Dataset') -> str:
     skipped = f', {len(data.skipped)} rows skipped' if data.skipped else ''
     return f'Dataset {data.name!r}: {len(y):,} molecules, {span}version {data.version[:12]}{skipped}'
 
+class _ShownDataset:
+    "How a data set shows itself: its identity, and in a notebook its first rows."
+    def __len__(self) -> int: return len(self.frame)
+    def __repr__(self) -> str: return _identity(self)
+    def _repr_html_(self) -> str: return f'<p>{html.escape(repr(self))}</p>' + self.frame.head().to_html()
+
 def _molecules(n: int) -> str: return f"{n:,} molecule{'s are' if n > 1 else ' is'}"
 
 # %% ../../nbs/chem/04_dataset.ipynb #66076224
 @dataclass(frozen=True, repr=False)
-class Dataset:
+class Dataset(_ShownDataset):
     """A table of molecules with its identity.
 
     Parameters
@@ -82,12 +88,6 @@ class Dataset:
     reading: Reading = field(default=Reading())
     how: str = ''
     as_written: dict[int, str] = field(default_factory=dict)
-
-    def __len__(self) -> int: return len(self.frame)
-
-    def __repr__(self) -> str: return _identity(self)
-
-    def _repr_html_(self) -> str: return f'<p>{html.escape(repr(self))}</p>' + self.frame.head().to_html()
 
     @property
     def smiles(self) -> list[str]:
@@ -172,9 +172,10 @@ def _changed(data: Dataset) -> list[str]:
     "A sentence about the molecules to which something was done."
     if not data.as_written: return []
     row, written = next(iter(data.as_written.items()))
-    return [f"{len(data.as_written):,} of {_molecules(len(data)).removesuffix(' are').removesuffix(' is')} changed by the "
-            f"rule for molecules, as {written!r} to {data.frame.smiles[row]!r}; salts='refuse' refuses several fragments"]
+    return [f"{len(data.as_written):,} of {len(data):,} molecules changed by the rule for molecules, as {written!r} to "
+            f"{data.frame.smiles[row]!r}; salts='refuse' refuses several fragments"]
 
+# %% ../../nbs/chem/04_dataset.ipynb #eab1665e
 def _remarks(frame: pd.DataFrame) -> list[str]:  # of a data set
     "What a person should know about molecules before training: one sentence each."
     twice = duplicates(frame)
@@ -199,6 +200,7 @@ def _value(text: str, written: str, target: str, reading: Reading) -> float:
         return to_log_molar(value, reading.unit, parse_smiles(written))  # what was weighed was the salt
     except DataError as e: raise DataError(f"{target} {e}") from None
 
+# %% ../../nbs/chem/04_dataset.ipynb #ecb7dbbe
 @dataclass(frozen=True)
 class _Row:
     "One row of a table that can be used."
@@ -279,6 +281,14 @@ def _merged(frame: pd.DataFrame, how: str) -> pd.DataFrame:
     return of_property(merged.reset_index(drop=True), measured_property(frame))
 
 # %% ../../nbs/chem/04_dataset.ipynb #3e04fdad
+def _check_rows(table: Table, usable: list[_Row], refused: list[str], skip_bad_rows: bool):
+    "Raises `DataError` when rows cannot be used and none may be left out, or when none is left."
+    if refused and not skip_bad_rows:
+        raise DataError(f"{len(refused):,} of {len(table.frame) + len(table.misfits):,} rows of {table.path} cannot be "
+                        f"used (skip_bad_rows=True leaves them out):{listed(refused)}")
+    if not usable: raise DataError(f"{table.path}: no usable row{listed(refused)}")
+
+# %% ../../nbs/chem/04_dataset.ipynb #23f04ac1
 def read_dataset(
     path: str | Path,           # of a table
     reading: Reading,           # what is known about it
@@ -293,13 +303,12 @@ def read_dataset(
     unit = unit_named(reading.unit) if reading.unit and reading.measured.is_solubility else reading.unit
     reading = Reading(**reading.model_dump() | own | dict(decimal=decimal, unit=unit))
     usable, refused = _usable_rows(table, columns, reading)
-    if refused and not skip_bad_rows:
-        raise DataError(f"{len(refused):,} of {len(table.frame) + len(table.misfits):,} rows of {path} cannot be used "
-                        f"(skip_bad_rows=True leaves them out):{listed(refused)}")
-    if not usable: raise DataError(f"{path}: no usable row{listed(refused)}")
+    _check_rows(table, usable, refused, skip_bad_rows)
     as_written = {i: row.written for i, row in enumerate(usable) if row.molecule.changes}
     frame = _frame(usable, reading)
-    if reading.duplicates != 'keep': frame, as_written = _merged(frame, reading.duplicates), {}
+    if reading.duplicates != 'keep':
+        frame = _merged(frame, reading.duplicates)
+        as_written = {}
     version = _version(table, reading, any(row.molecule.changes for row in usable))
     return Dataset(table.path.stem, frame, version, str(table.path.resolve()), tuple(refused), reading,
                    _in_words(table, reading), as_written)
@@ -319,18 +328,12 @@ def load_table(
         CSV, TSV, `.smi`, SDF, Excel or LibreOffice, Parquet; text and SDF also with `.gz`.
     skip_bad_rows : bool
         Leave out rows that cannot be used instead of refusing the table; `skipped` then lists them.
-    smiles_column : str, optional
-        Header of the molecules; `smiles`, in any capitals, when not given.
-    target : str, optional
-        Header of the measured values; `log_solubility`, `logS`, or the only column of numbers, when not given.
-    name_column : str, optional
-        Header of the names; `name`, or else the SMILES, when not given.
-    separator : str, optional
-        Of a text file: one character, or comma, semicolon, tab; recognised when not given.
-    decimal : str, optional
-        The decimal sign of the measured values, `.` or `,`; recognised when not given.
-    encoding : str, optional
-        Of a text file: a codec of Python; recognised when not given.
+    smiles_column, target, name_column : str, optional
+        Headers of the molecules (`smiles` when not given), of the measured values (`log_solubility`, `logS`, or the
+        only column of numbers) and of the names (`name`, or else the SMILES).
+    separator, decimal, encoding : str, optional
+        Between fields: one character, or comma, semicolon, tab; the decimal sign of the measured values, `.` or `,`;
+        a codec of Python. Each is recognised when not given.
     property : str
         What was measured: `logS`, the default, is solubility; any other name is a property of your own.
     unit : str, optional
@@ -369,9 +372,8 @@ def load_table(
     load_esol : the table in the package.
     """
     said = dict(smiles_column=smiles_column, target=target, name_column=name_column, separator=separator,
-                decimal=decimal, encoding=encoding, property=property, duplicates=duplicates)
-    if unit is not None: said['unit'] = unit
-    return read_dataset(path, Reading(**said, **rule), skip_bad_rows)
+                decimal=decimal, encoding=encoding, property=property, duplicates=duplicates) | rule
+    return read_dataset(path, Reading(**said | ({} if unit is None else dict(unit=unit))), skip_bad_rows)
 
 # %% ../../nbs/chem/04_dataset.ipynb #e3b0ff57
 def load_dataset(

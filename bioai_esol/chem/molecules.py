@@ -65,7 +65,7 @@ def canonical_smiles(
 # %% ../../nbs/chem/01_molecules.ipynb #8d23d6dd
 class Standardisation(Settings):
     "What is done to a molecule before a model sees it."
-    salts: Literal['parent', 'refuse', 'as-is'] = 'parent'  # of several fragments: the largest organic one, none, or all
+    salts: Literal['parent', 'refuse', 'as-is'] = 'parent'  # of several fragments the largest organic one, none, all
     cleanup: bool = False        # RDKit's Cleanup: metals cut off, groups written in one way, strongest acids ionised
     neutralise: bool = False     # charges that hydrogen can balance are balanced
     drop_isotopes: bool = False  # deuterium is hydrogen
@@ -103,8 +103,9 @@ def _flat(mol: Chem.Mol) -> Chem.Mol:
 
 # %% ../../nbs/chem/01_molecules.ipynb #315eacf6
 _STEPS: tuple[tuple[str, str, Callable[[Chem.Mol], Chem.Mol]], ...] = (  # setting, in words, what it does
-    ('salts', 'largest fragment', _parent), ('cleanup', 'cleaned up', _cleaned), ('neutralise', 'neutralised', _neutral),
-    ('drop_isotopes', 'without isotopes', _without_isotopes), ('drop_stereo', 'without stereo', _flat))
+    ('salts', 'largest fragment', _parent), ('cleanup', 'cleaned up', _cleaned),
+    ('neutralise', 'neutralised', _neutral), ('drop_isotopes', 'without isotopes', _without_isotopes),
+    ('drop_stereo', 'without stereo', _flat))
 
 @dataclass(frozen=True)
 class Standardised:
@@ -113,6 +114,7 @@ class Standardised:
     name: str                 # what stood behind a blank
     changes: tuple[str, ...]  # what was done to it, in words
 
+# %% ../../nbs/chem/01_molecules.ipynb #e437ecc3
 def standardise(
     smiles: str,                                # one molecule, perhaps with a name behind a blank
     rule: Standardisation = DEFAULT_RULE,       # what is to be done to it

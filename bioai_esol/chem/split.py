@@ -76,6 +76,7 @@ def _check_fractions(frac_train: float, frac_val: float):
         raise DataError(f"fractions {frac_train} and {frac_val} leave no room for three parts: "
                         "both must be above 0 and their sum below 1")
 
+# %% ../../nbs/chem/05_split.ipynb #95026cb0
 def _why_not_by_scaffold(groups: Mapping[str, list[int]], n: int) -> str:
     "What stands in the way of dividing n molecules by their scaffolds, and what does not."
     name, rows = max(groups.items(), key=lambda group: len(group[1]))
@@ -92,6 +93,7 @@ def _fill(groups: Sequence[list[int]], n: int, frac_train: float, frac_val: floa
         else: test += rows
     return [train, val, test]
 
+# %% ../../nbs/chem/05_split.ipynb #9ed1cca3
 def scaffold_split(
     smiles: Sequence[str],     # n molecules
     frac_train: float = 0.8,   # share of the training set

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import bioai_esol
 
 # %% ../../nbs/cli/01_parser.ipynb #f2775f34
-_DESCRIPTION = """From a hyperparameter sweep to a trusted production model of solubility, or another property, and back.
+_DESCRIPTION = """From a hyperparameter sweep to a trusted production model of solubility or another property.
 
   bioai-esol sweep               train the 162 configurations of the default grid (continues where it stopped)
   bioai-esol sweep --preset accurate   a more accurate model in minutes: five model types and their ensemble
@@ -208,8 +208,8 @@ def _record_commands(command: Command):
 # %% ../../nbs/cli/01_parser.ipynb #ad800f4d
 def _question_commands(command: Command):
     p = command('predict', 'predict with the champion',
-                'logS is log10 of the solubility in mol/L; a champion of another property predicts that. A molecule that cannot be read gets its own error; '
-                'the rest are predicted.')
+                'logS is log10 of the solubility in mol/L; a champion of another property predicts that.\n'
+                'A molecule that cannot be read gets its own error; the rest are predicted.')
     p.add_argument('smiles', nargs='*', metavar='SMILES', help='molecules')
     p.add_argument('--input', metavar='FILE', help='a table of molecules: CSV, TSV, .smi, SDF, Excel, Parquet')
     p.add_argument('--output', metavar='CSV', help='write the table with the predictions here')

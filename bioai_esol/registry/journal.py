@@ -408,7 +408,8 @@ def turn(
     "The right to change the registry; settles what others left open. Raises `StoreError` when it cannot be had."
     settle_addresses(store.uri)
     with _locked(store):
-        try: store.client.create_registered_model(MODEL, description='Properties of molecules; the tag `property` of a version says which')
+        what = 'Properties of molecules; the tag `property` of a version says which'
+        try: store.client.create_registered_model(MODEL, description=what)
         except StoreError as e:
             if e.code != 'RESOURCE_ALREADY_EXISTS': raise
         claim = _claim(store)

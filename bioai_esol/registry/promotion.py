@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+# %% ../../nbs/registry/04_promotion.ipynb #49f3ead7
 import bioai_esol
 from ..chem.columns import measured_property, prediction_columns, Property
 from ..errors import BioaiError, DataError, StoreError
@@ -170,6 +171,7 @@ def _difference(store: Store, run: dict, champion_run: str) -> PairedDifference 
     measured = ours[measured_property(ours).column]
     return paired_rmse_difference(measured, ours.predicted, theirs.predicted)
 
+# %% ../../nbs/registry/04_promotion.ipynb #8375f22e
 def champion_run(
     store: Store,                      # whose registry is asked
     registry: Snapshot | None = None,  # read from the store when not given
@@ -179,7 +181,8 @@ def champion_run(
     if champion is None: return None
     try: return run_of(store, champion)
     except StoreError as e:
-        raise StoreError(f"nothing can be compared with the champion: {e}; roll it back to go on without it", e.code) from e
+        raise StoreError(f"nothing can be compared with the champion: {e}; roll it back to go on without it",
+                         e.code) from e
 
 # %% ../../nbs/registry/04_promotion.ipynb #61890207
 FEW_MOLECULES = 50  # in a test set: below that the decision says what its error is worth
@@ -189,14 +192,15 @@ def caveats(
     predictions: pd.DataFrame,  # of `runs.load_predictions`
 ) -> list[str]:                 # in words
     "What makes the figures of a run look better or more certain than they are."
-    leaks, notes = run.get('split_leakage'), []
+    leaks = run.get('split_leakage')
+    notes = []
     if leaks and leaks == leaks:
-        notes.append(f"{leaks} molecules are in more than one part of the split: its errors are smaller than on new ones")
+        notes.append(f"{leaks} molecules are in more than one part of the split: errors on new ones are larger")
     if len(predictions) >= FEW_MOLECULES: return notes
     y = predictions[measured_property(predictions).column]
     constant = rmse(y, np.full(len(y), y.mean()))
-    return [*notes, f"{len(y)} test molecules are few: test_rmse {bootstrap_rmse(y, predictions.predicted)}, and always "
-                    f"answering with their mean has {constant:.3f}"]
+    return [*notes, f"{len(y)} test molecules are few: test_rmse {bootstrap_rmse(y, predictions.predicted)}; always "
+                    f"answering with their mean: {constant:.3f}"]
 
 # %% ../../nbs/registry/04_promotion.ipynb #cd9906bc
 def failed_settings(

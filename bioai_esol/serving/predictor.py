@@ -45,8 +45,8 @@ class _Asked:
         return self.molecule.smiles if self.molecule and self.molecule.changes else ''
 
 # %% ../../nbs/serving/02_predictor.ipynb #0002c813
-class _Figures:
-    "What a trained model says of molecules that can be read."
+class _Taught:
+    "What a trained model was taught, and on which molecules."
     def __init__(self, model: FittedModel):
         self.model = model
         self.reading = recorded(model.info.get('reading', {}))
@@ -64,17 +64,9 @@ class _Figures:
         "The traits of all training molecules."
         return frozenset().union(*map(traits, self.domain.get('training', [])))
 
-    def why_outside(self,
-                    molecule: Standardised,
-                    near: float,   # its similarity to the training molecules
-    ) -> list[str]:
-        "Every reason for which a molecule is outside the applicability domain."
-        new = novelties(molecule.smiles, self.known)
-        reasons = [f"no training molecule has {', '.join(new)}"] if new else []
-        if 'largest fragment' in molecule.changes: reasons.append('one of several fragments, asked about alone')
-        if near < self.limit: reasons.append(f"similarity {near:.2f} is below {self.limit:.2f}")
-        return reasons
-
+# %% ../../nbs/serving/02_predictor.ipynb #767f63c2
+class _Figures(_Taught):
+    "What a trained model says of molecules that can be read."
     def of(self, smiles: Sequence[str]) -> tuple[np.ndarray, ...]:
         "Prediction, both ends of its interval and the similarity to the training molecules, each (n,)."
         mean, spread = self.model.predict(MoleculeSet(tuple(smiles)))
@@ -84,6 +76,15 @@ class _Figures:
         return mean, mean - half, mean + half, near
 
 # %% ../../nbs/serving/02_predictor.ipynb #dec2708d
+def _why_outside(taught: _Taught, molecule: Standardised, near: float) -> list[str]:
+    "Every reason for which a molecule is outside the domain; `near` is its similarity to the training molecules."
+    new = novelties(molecule.smiles, taught.known)
+    reasons = [f"no training molecule has {', '.join(new)}"] if new else []
+    if 'largest fragment' in molecule.changes: reasons.append('one of several fragments, asked about alone')
+    if near < taught.limit: reasons.append(f"similarity {near:.2f} is below {taught.limit:.2f}")
+    return reasons
+
+# %% ../../nbs/serving/02_predictor.ipynb #bc5d3e33
 def _answered(asked: Sequence[_Asked], figures: _Figures, of: Property) -> pd.DataFrame:
     "One row per question, without the version."
     n = len(asked)
@@ -93,8 +94,9 @@ def _answered(asked: Sequence[_Asked], figures: _Figures, of: Property) -> pd.Da
     if readable: table.loc[where] = np.column_stack(figures.of([m.smiles for m in readable]))
     domain, why = [''] * n, [''] * n
     for i in where if figures.domain else ():
-        reasons = figures.why_outside(asked[i].molecule, table.similarity[i])
-        domain[i], why[i] = 'outside' if reasons else 'inside', '; '.join(reasons)
+        reasons = _why_outside(figures, asked[i].molecule, table.similarity[i])
+        domain[i] = 'outside' if reasons else 'inside'
+        why[i] = '; '.join(reasons)
     table = table.assign(smiles=[as_text(a.text) for a in asked], unit=of.unit, domain=domain, why=why,
                          read_as=[a.read_as for a in asked], error=[a.error for a in asked])
     if of.is_solubility: table['solubility_mol_per_l'] = _molar(table[of.column])
@@ -148,7 +150,8 @@ def describe_model(
     kinds = [m.architecture for m in model.members]
     kind = f"ensemble of {len(kinds)} models ({', '.join(dict.fromkeys(kinds))})" if kinds else model.architecture
     parts = [f'EsolPrediction version {version}', *([] if of.is_solubility else [of.label]), kind]
-    if 'test_rmse' in info.get('summary', {}): parts.append(f"test RMSE {info['summary']['test_rmse']:.3f} {of.error_unit}".strip())
+    error = info.get('summary', {}).get('test_rmse')
+    if error is not None: parts.append(f"test RMSE {error:.3f} {of.error_unit}".strip())
     if info.get('domain'): parts.append(f"trained on {len(info['domain']['training']):,} molecules")
     return ', '.join(parts)
 

@@ -41,8 +41,8 @@ def _test_table(result: TrainResult, task: Task):
 def _write_files(folder: Path, result: TrainResult, task: Task):
     "The model, and what it predicts for the test molecules."
     info = dict(config=result.config.model_dump(), dataset=task.dataset.name, dataset_version=task.dataset.version,
-                split_digest=task.split.digest, unit=task.dataset.property.unit, summary=result.summary, domain=task.domain,
-                reading=task.dataset.reading.record())
+                split_digest=task.split.digest, unit=task.dataset.property.unit, summary=result.summary,
+                domain=task.domain, reading=task.dataset.reading.record())
     save_model(folder, FittedModel(result.info | info, result.weights))
     _test_table(result, task).to_csv(Path(folder) / 'test_predictions.csv', index_label='row')
 
