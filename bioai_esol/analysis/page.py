@@ -56,7 +56,7 @@ _PAGE = Environment(autoescape=True).from_string('''<!doctype html>
 {% endfor %}{% endfor %}<p class="facts">{{ facts }}<br>{{ made }}</p></body></html>
 ''')
 
-# %% ../../nbs/analysis/07_page.ipynb #a9ed0728
+# %% ../../nbs/analysis/07_page.ipynb #d3fea039
 def picture(
     fig: Figure,  # of matplotlib
     alt: str,     # what a reader hears who does not see it
@@ -82,6 +82,7 @@ def table_part(
     breaking = [str(c).replace('_', '_\u200b') for c in frame]  # a heading may break after an underscore
     return dict(columns=breaking, rows=list(zip(*columns)), kind=['' if n else 'text' for n in numeric])
 
+# %% ../../nbs/analysis/07_page.ipynb #468c5423
 def points(
     markdown: str,  # one point per line
 ) -> dict:          # a part of a section

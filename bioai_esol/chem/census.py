@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TRAITS', 'KEPT_REFUSALS', 'ROWS_PER_PIECE', 'identity', 'traits', 'kind_of_trouble', 'Census', 'empty_census', 'Rows',
            'count_rows', 'merged', 'answer_requests', 'Helpers', 'cores', 'helpers_for', 'take_census', 'scaffolds_of',
-           'try_scaffold_split', 'nearest_training']
+           'call_with', 'try_scaffold_split', 'nearest_training']
 
-# %% ../../nbs/chem/09_census.ipynb #183aa838
+# %% ../../nbs/chem/09_census.ipynb #ba5973a3
 import hashlib
+import multiprocessing as mp
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -18,9 +18,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from multiprocessing.connection import Connection
 
 import numpy as np
 from rdkit import Chem, rdBase
@@ -40,12 +40,12 @@ def identity(
     digest = hashlib.blake2b(canonical.encode('utf-8', 'replace'), digest_size=8).digest()
     return int.from_bytes(digest, 'little') or 1
 
-# %% ../../nbs/chem/09_census.ipynb #169f631d
+# %% ../../nbs/chem/09_census.ipynb #0c0e3e3a
 TRAITS = {  # name: what it is, in words
-    'salt': 'salts (fragments with charges)', 'hydrate': 'hydrates', 'mixture': 'mixtures, or salts written neutral',
-    'charged': 'with charged atoms and one fragment', 'net charge': 'with a net charge', 'isotope': 'with isotopes marked',
-    'stereo': 'with stereochemistry marked', 'dummy': 'with atoms that are no element (*)', 'no carbon': 'without carbon',
-    'acyclic': 'without a ring'}
+    'salt': 'salts (several fragments, with charges)', 'hydrate': 'hydrates',
+    'mixture': 'mixtures, or salts written neutral', 'charged': 'ions, zwitterions, nitro groups with their charges',
+    'net charge': 'with a net charge', 'isotope': 'with isotopes marked', 'stereo': 'with stereochemistry marked',
+    'dummy': 'with atoms that are no element (*)', 'no carbon': 'without carbon', 'acyclic': 'without a ring'}
 _CHARGE = re.compile(r'\[[^\]]*[+-]')
 _ISOTOPE = re.compile(r'\[\d')
 
@@ -81,13 +81,13 @@ def traits(
     if not mol.GetRingInfo().NumRings(): marks.append('acyclic')
     return marks, elements
 
-# %% ../../nbs/chem/09_census.ipynb #b1067998
+# %% ../../nbs/chem/09_census.ipynb #77813002
 _KINDS = {  # what a message holds: the kind of trouble
     'the SMILES is empty': 'no SMILES', 'cannot read it as SMILES': 'not readable as SMILES',
     'it is a number, not text': 'a number where a SMILES should be', ': no value': 'no value',
     'censored': 'censored: a limit, not a value', 'a value with its error': 'a value with its error',
-    'a decimal comma?': 'not a number: a decimal comma?', 'not a number': 'not a number', 'outside': 'outside what is possible',
-    'it has no logarithm': 'zero or negative: no logarithm', 'not a finite number': 'not a finite number',
+    'a decimal comma?': 'not a number: a decimal comma?', 'not a number': 'not a number',
+    'outside': 'outside what is possible', 'it has no logarithm': 'zero or negative: no logarithm', 'not a finite number': 'not a finite number',
     'the header has': 'another number of fields than the header'}
 _FIELDS = re.compile(r"^(\d+) fields?, the header has (\d+)")
 
@@ -193,59 +193,65 @@ def merged(
         for mark, row in part.examples.items(): whole.examples.setdefault(mark, row)
     return whole
 
-# %% ../../nbs/chem/09_census.ipynb #9e6ec4b6
-def answer_requests() -> None:
-    "Call what comes through standard input, until it ends; the main function of a helper."
-    answers = sys.stdout.buffer
-    sys.stdout = sys.stderr  # nothing that prints may stand among the answers
+# %% ../../nbs/chem/09_census.ipynb #74eaf1f8
+def answer_requests(
+    number: int,  # of the pipe to the program
+) -> None:
+    "Call what comes through a pipe, until it is closed; the main function of a helper."
+    pipe = Connection(number)
     while True:
-        try: function, argument = pickle.load(sys.stdin.buffer)
+        try: function, argument = pipe.recv()
         except EOFError: return
-        pickle.dump(function(argument), answers)
-        answers.flush()
+        pipe.send(function(argument))
+
+_START = 'import sys; sys.path[:] = {path!r}; from bioai_esol.chem.census import answer_requests; answer_requests({pipe})'
 
 class _Helper:
     "A process that calls functions for this one."
     def __init__(self):
-        code = (f'import sys; sys.path[:] = {sys.path!r}; '
-                'from bioai_esol.chem.census import answer_requests; answer_requests()')
+        self.pipe, theirs = mp.Pipe()
+        code = _START.format(path=sys.path, pipe=theirs.fileno())
         flags = subprocess._args_from_interpreter_flags()  # -O, -I and others, as multiprocessing passes them on
-        self.process = subprocess.Popen([sys.executable, *flags, '-c', code], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, start_new_session=True)
+        self.process = subprocess.Popen([sys.executable, *flags, '-c', code], pass_fds=[theirs.fileno()],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+        theirs.close()
 
-    def call(self, function: Callable, argument):
-        try:
-            pickle.dump((function, argument), self.process.stdin)
-            self.process.stdin.flush()
-            return pickle.load(self.process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            code = self.process.wait()
-            raise BioaiError(f"a process that reads molecules ended with code {code} (out of memory?)") from None
+# %% ../../nbs/chem/09_census.ipynb #38a13aa9
+def _asked(helper: _Helper, function: Callable, argument: object) -> object:
+    "What a helper answers; raises `BioaiError` when it died."
+    try:
+        helper.pipe.send((function, argument))
+        return helper.pipe.recv()
+    except (EOFError, OSError):
+        code = helper.process.wait()
+        raise BioaiError(f"a process that reads molecules ended with code {code} (out of memory?)") from None
 
-    def close(self):
-        with suppress(OSError): self.process.stdin.close()  # broken where it has ended before
-        self.process.wait()
-        self.process.stdout.close()
+@dataclass
+class _Pool:
+    "Helpers that have nothing to do."
+    idle: list[_Helper] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-# %% ../../nbs/chem/09_census.ipynb #52f5e8a9
+    def call(self, function: Callable, argument: Callable) -> object:
+        "Let a helper call a function; `argument` is made when its turn comes."
+        with self.lock: helper = self.idle.pop() if self.idle else _Helper()
+        try: return _asked(helper, function, argument())
+        finally:
+            with self.lock: self.idle.append(helper)
+
+# %% ../../nbs/chem/09_census.ipynb #3222602f
 class Helpers:
-    "As many processes as asked for, which start at the first call; a context manager. With one, this process works."
+    "As many processes as asked for, which start when they are needed; a context manager. With one, this process works."
     def __init__(self,
                  n: int):  # processes
         self.n = n
-        self.idle: list[_Helper] = []
-        self.lock = threading.Lock()
+        self._pool = _Pool()
 
     def __enter__(self) -> 'Helpers': return self
 
     def __exit__(self, *exception):
-        for helper in self.idle: helper.close()
-
-    def _call(self, function: Callable, argument: Callable):
-        with self.lock: helper = self.idle.pop() if self.idle else _Helper()
-        try: return helper.call(function, argument())
-        finally:
-            with self.lock: self.idle.append(helper)
+        for helper in self._pool.idle: helper.pipe.close()
+        for helper in self._pool.idle: helper.process.wait()
 
     def map(self,
             function: Callable,             # of a module: helpers import it
@@ -256,13 +262,13 @@ class Helpers:
             yield from (function(argument()) for argument in arguments)
             return
         with ThreadPoolExecutor(self.n) as threads:
-            calls = [threads.submit(self._call, function, argument) for argument in arguments]
+            calls = [threads.submit(self._pool.call, function, argument) for argument in arguments]
             try: yield from (call.result() for call in calls)
             finally: threads.shutdown(wait=False, cancel_futures=True)
 
-# %% ../../nbs/chem/09_census.ipynb #72cf5a22
+# %% ../../nbs/chem/09_census.ipynb #6a6f8497
 ROWS_PER_PIECE = 2_000
-_SMALL = 8_000  # rows that one process counts before others have started
+_SMALL = 3_000  # rows that one process counts before others have started
 
 def cores() -> int:
     "How many cores this process may use."
@@ -286,12 +292,19 @@ def take_census(
             yield part
     return merged(told())
 
-# %% ../../nbs/chem/09_census.ipynb #7f3916db
+# %% ../../nbs/chem/09_census.ipynb #264fd812
 def scaffolds_of(
     smiles: list[str],  # molecules that can be read
 ) -> list[str]:         # empty for an acyclic one
     "The scaffold of each molecule."
     return [scaffold(s) for s in smiles]
+
+def call_with(
+    call: tuple[Callable, object],  # a function and its argument
+) -> object:
+    "The result of a call: helpers that are given several functions are given this one."
+    function, argument = call
+    return function(argument)
 
 def try_scaffold_split(
     smiles: list[str],  # molecules that can be read
