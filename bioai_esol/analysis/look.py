@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENOUGH_SHARED', 'AGREES_WITHIN', 'OFTEN', 'SAMPLE_SIZE', 'SAMPLE_SEED', 'FEW', 'MIN_PRESET', 'MAX_PRESET', 'Topic',
-           'Suggestion', 'rmse_interval', 'Look', 'look']
+           'Suggestion', 'rmse_interval', 'Findings', 'Look', 'look']
 
 # %% ../../nbs/analysis/08_look.ipynb #6bfae129
 import math
@@ -43,7 +43,7 @@ from ..chem.tables import read_table, Table, table_of
 from ..errors import BioaiError, ConfigError, DataError
 from ..store.client import sqlite_path, store_uri
 
-# %% ../../nbs/analysis/08_look.ipynb #7b02e5a1
+# %% ../../nbs/analysis/08_look.ipynb #1b55287d
 @dataclass(frozen=True)
 class Topic:
     "One thing that was looked at."
@@ -64,9 +64,11 @@ def _are(n: int, noun: str) -> str: return f"{_count(n, noun)} {'is' if n == 1 e
 
 def _percent(part: int, whole: int) -> str:
     "A share; what is not nothing is not called 0 %, and what is not all not 100 %."
-    if not part or part == whole: return f"{100 * bool(part)} %"
     share = 100 * part / whole
-    return '<\xa01\xa0%' if share < 1 else '>\xa099\xa0%' if share > 99 else f'{share:.0f}\xa0%'
+    if 0 < share < 1: text = '< 1 %'
+    elif 99 < share < 100: text = '> 99 %'
+    else: text = f'{share:.0f} %'
+    return text.replace(' ', '\xa0')  # no line ends between a number and its sign
 
 def _short(x: float) -> str: return f'{x:,.0f}' if 1e4 <= abs(x) < 1e9 else f'{x:.4g}'
 
@@ -238,7 +240,7 @@ def _shape(number: np.ndarray) -> str:
     spread = positive.max() / positive.min() if len(positive) else 1
     return 'concentration' if len(positive) and (positive.max() > 20 or spread > 1e4) else ''
 
-# %% ../../nbs/analysis/08_look.ipynb #99df1616
+# %% ../../nbs/analysis/08_look.ipynb #2871c6a0
 @dataclass(frozen=True)
 class _Unit:
     "What speaks for a unit."
@@ -253,7 +255,7 @@ def _witness(read: _Read, census: Census, shared: pd.DataFrame) -> tuple[str | N
     esol = _unit_by_esol(read, census, shared)
     if esol:
         unit, difference, n = esol
-        return unit, f'in it, {n:,} values of molecules that ESOL holds too differ from ESOL by {difference:.2f} (median)'
+        return unit, f'so converted, {n:,} values differ from those of ESOL by {difference:.2f} (median)'
     header = _header_unit(read.columns.target)
     if header: return header, 'the header names it'
     if _shape(number) == 'logarithm': return LOG_MOLAR, f'{_percent((number < 0).sum(), len(number))} are negative'
@@ -275,7 +277,7 @@ def _alike(a: str, b: str) -> bool:
     mol = parse_smiles('CCO')
     return to_log_molar(1., a, mol) == to_log_molar(1., b, mol) and (a == LOG_MOLAR) == (b == LOG_MOLAR)
 
-# %% ../../nbs/analysis/08_look.ipynb #63dc3c90
+# %% ../../nbs/analysis/08_look.ipynb #b66fa6cc
 OFTEN = 0.05  # share of rows with one and the same value, above which it may be a limit of detection
 
 def _quantiles(values: np.ndarray) -> dict:
@@ -284,8 +286,8 @@ def _quantiles(values: np.ndarray) -> dict:
     return dict(zip(('lowest', 'lower_quarter', 'median', 'upper_quarter', 'highest'), map(float, q)))
 
 def _span(q: Mapping, form: Callable = _short) -> str:
-    middle = f"{form(q['lower_quarter'])} … {form(q['upper_quarter'])}"
-    return f"{form(q['lowest'])} … {form(q['highest'])}, median {form(q['median'])}, half of them in {middle}"
+    low, first, median, third, high = map(form, q.values())
+    return f'{low} … {high}, median {median}, half of them in {first} … {third}'
 
 def _repeated(number: np.ndarray) -> tuple[float, int] | None:
     "The value that very many rows have, and how many."
@@ -307,7 +309,7 @@ def _odd_values(read: _Read, census: Census, number: np.ndarray) -> Iterator[tup
         value, n = often
         yield 'repeated', n, f'{n:,} ({_percent(n, len(number))}) are exactly {value:.10g}: a limit of detection?'
 
-# %% ../../nbs/analysis/08_look.ipynb #97b380b9
+# %% ../../nbs/analysis/08_look.ipynb #372312e7
 def _target_topic(read: _Read, census: Census, unit: _Unit) -> Topic:
     "The measured values: range, unit, and what looks wrong."
     header = read.columns.target
@@ -329,7 +331,8 @@ def _unit_in_words(unit: _Unit) -> str:
     "The unit, or what speaks against it."
     if unit.doubtful and unit.likely: return f'the unit looks like {unit.likely}, not {unit.stated}: {unit.text}'
     if unit.doubtful: return f'the unit is hardly {unit.stated}: {unit.text}'
-    return f'the unit looks like {unit.likely}: {unit.text}' if unit.likely else f'taken for {unit.stated}; nothing tells'
+    if unit.likely: return f'the unit looks like {unit.likely}: {unit.text}'
+    return f'taken for {unit.stated}: nothing speaks for or against it'
 
 # %% ../../nbs/analysis/08_look.ipynb #f5636018
 def _replicates(read: _Read, census: Census) -> pd.DataFrame:  # one row per molecule with several usable rows
@@ -447,7 +450,7 @@ def _divide(sample: _Sample, helpers: Helpers) -> _Divided:
         near = told(*((nearest_training, _parts(smiles, s)) for s in possible.values()))
         return _Divided(scaffolds, splits, dict(zip(possible, near)))
 
-# %% ../../nbs/analysis/08_look.ipynb #acdd1af8
+# %% ../../nbs/analysis/08_look.ipynb #cb8e1e97
 def _scaffolds_topic(sample: _Sample, divided: _Divided) -> Topic:
     "How many scaffolds there are, and how unevenly molecules share them."
     counts = pd.Series(divided.scaffolds, dtype=object).value_counts()
@@ -457,7 +460,8 @@ def _scaffolds_topic(sample: _Sample, divided: _Divided) -> Topic:
     numbers = dict(molecules=n, sampled=sample.drawn, scaffolds=len(rings), acyclic=acyclic / n)
     if len(rings):
         text += f"; the largest, {rings.index[0]}, holds {_percent(int(rings.iloc[0]), n)} of the molecules"
-        numbers |= dict(largest=rings.index[0], largest_share=int(rings.iloc[0]) / n, singletons=int((rings == 1).sum()))
+        numbers |= dict(largest=rings.index[0], largest_share=int(rings.iloc[0]) / n,
+                        singletons=int((rings == 1).sum()))
         text += f"; {_are(int((rings == 1).sum()), 'scaffold')} of one molecule only"
     return Topic('scaffolds', f'{text}; {_percent(acyclic, n)} of the molecules have no ring{sample.where}', numbers)
 
@@ -489,7 +493,7 @@ def _leakage_detail(read: _Read, census: Census) -> tuple[int, str] | None:
     n = _leaking(identity, split)
     return n, f"{_are(n, 'molecule')} in more than one part of it: test figures would be better than on new molecules"
 
-# %% ../../nbs/analysis/08_look.ipynb #d3a13c7d
+# %% ../../nbs/analysis/08_look.ipynb #2bbd0f24
 FEW = 200  # molecules; below, a test set is so small that the page says it twice
 
 def rmse_interval(
@@ -507,7 +511,8 @@ def _test_topic(n: int, divided: _Divided, sample: _Sample) -> Topic | None:
     if not possible: return None
     n_test = len(possible[0].test) if not sample.drawn else n // 10
     low, high = rmse_interval(n_test)
-    text = f'{n_test:,} test molecules: a measured RMSE of 1.00 would mean one of {low:.2f} … {high:.2f} (95 %, at least)'
+    text = (f'{n_test:,} test molecules: a measured RMSE of 1.00 would mean one of {low:.2f} … {high:.2f} (95\xa0%, if '
+            'errors are normal; more, as they are not)')
     few = (f"{_are(n, 'molecule')} few: models that differ by less than that cannot be told apart. "
            "'bioai-esol benchmark' tests on every molecule in turn")
     details = [few] if n < FEW else []
@@ -557,7 +562,7 @@ def _champion_topic(census: Census, sample: _Sample, helpers: Helpers, tracking_
                    inside=inside / len(asked))
     return Topic('champion', text, numbers)
 
-# %% ../../nbs/analysis/08_look.ipynb #12cb26f3
+# %% ../../nbs/analysis/08_look.ipynb #b5b97685
 def _options(read: _Read, **changed: str) -> str:
     "What has to be said about this table on the command line."
     columns, given = read.columns, read.given
@@ -573,6 +578,7 @@ def _file(read: _Read) -> str:
     table = read.table
     return 'mine.csv' if table.how == 'a DataFrame' else shlex.quote(str(table.path))
 
+# %% ../../nbs/analysis/08_look.ipynb #01cb123f
 def _answers(read: _Read, unit: _Unit | None) -> Iterator[Suggestion]:
     "Commands that settle what is in doubt."
     again = f'bioai-esol look {_file(read)}'
@@ -607,9 +613,29 @@ def _target_option(read: _Read) -> str | None:
     except DataError: found = None
     return None if found == read.columns.target else read.columns.target
 
-# %% ../../nbs/analysis/08_look.ipynb #4d7a1ce4
+# %% ../../nbs/analysis/08_look.ipynb #4e03f5b6
 @dataclass(frozen=True, repr=False, eq=False)
-class Look:
+class Findings:
+    "What was found in a table."
+    name: str                              # the table: its file, or `DataFrame`
+    topics: tuple[Topic, ...]              # what was looked at, one thing each
+    suggestions: tuple[Suggestion, ...]    # commands that can be copied
+    doubts: tuple[str, ...]                # what has to be said before anyone can train
+    values: dict                           # what the figure shows, by name
+
+    @cached_property
+    def numbers(self) -> dict:
+        "Every number, by topic."
+        return {topic.name: topic.numbers for topic in self.topics}
+
+    def to_dict(self) -> dict:
+        "Numbers, doubts and suggestions, as JSON can hold them."
+        suggestions = [vars(s) for s in self.suggestions]
+        return dict(table=self.name, doubts=list(self.doubts), **self.numbers, suggestions=suggestions)
+
+# %% ../../nbs/analysis/08_look.ipynb #ad7c6e3b
+@dataclass(frozen=True, repr=False, eq=False)
+class Look(Findings):
     """What is in a table, as `look` found it.
 
     Parameters
@@ -625,17 +651,6 @@ class Look:
     values : dict of numpy.ndarray
         What the figure shows: `target`, `ESOL`, `heavy atoms`, `scaffold split`, `random split`.
     """
-    name: str
-    topics: tuple[Topic, ...]
-    suggestions: tuple[Suggestion, ...]
-    doubts: tuple[str, ...]
-    values: dict
-
-    @cached_property
-    def numbers(self) -> dict:
-        "Every number, by topic."
-        return {topic.name: topic.numbers for topic in self.topics}
-
     def __repr__(self) -> str: return f"{_headline(self)}; summary() tells all of it, save('look.html') draws it"
 
     def _repr_html_(self) -> str: return _html(self)
@@ -649,11 +664,6 @@ class Look:
     def figure(self) -> Figure:
         "The target, the sizes and the similarities of test molecules."
         return _figure(self)
-
-    def to_dict(self) -> dict:
-        "Numbers, doubts and suggestions, as JSON can hold them."
-        suggestions = [vars(s) for s in self.suggestions]
-        return dict(table=self.name, doubts=list(self.doubts), **self.numbers, suggestions=suggestions)
 
     def save(self,
              path: str | Path,  # of the HTML file; folders are made
@@ -728,13 +738,14 @@ def _figure(look: Look) -> Figure:
     _draw_similarity(right, look.values)
     return fig
 
-# %% ../../nbs/analysis/08_look.ipynb #897bcd7f
+# %% ../../nbs/analysis/08_look.ipynb #758a247a
 _ROW = Environment(autoescape=True).from_string('''<p><b>{{ headline }}</b></p>
 {% for t in doubts %}<p>In doubt: {{ t }}</p>{% endfor %}<table>{% for topic in topics %}
 <tr><th style="text-align:left;vertical-align:top">{{ topic.name }}</th><td style="text-align:left">{{ topic.text }}
 {% for line in topic.details[:4] %}<br>– {{ line }}{% endfor %}
-{% if topic.details | length > 4 %}<br>– … {{ topic.details | length - 4 }} more{% endif %}</td></tr>{% endfor %}</table>
-{% if figure %}<img style="max-width:100%" alt="{{ figure.alt }}" src="data:image/png;base64,{{ figure.figure }}">{% endif %}
+{% if topic.details | length > 4 %}<br>– … {{ topic.details | length - 4 }} more{% endif %}</td></tr>{% endfor %}
+</table>{% if figure %}
+<img style="max-width:100%" alt="{{ figure.alt }}" src="data:image/png;base64,{{ figure.figure }}">{% endif %}
 {% for s in suggestions %}<pre>{{ s.command }}</pre>{% endfor %}''')
 
 def _drawn(look: Look) -> dict | None:
@@ -812,7 +823,7 @@ def _described(read: _Read, helpers: Helpers, tracking_uri: str | None) -> Look:
     return Look(str(read.table.path), tuple(filter(None, topics)), tuple(suggestions), read.doubts,
                 _values(census, known, divided))
 
-# %% ../../nbs/analysis/08_look.ipynb #eb70a6e1
+# %% ../../nbs/analysis/08_look.ipynb #7f0ee79c
 def _table(table: str | Path | pd.DataFrame, reading: Reading) -> Table:
     "A file or a frame as columns of text; raises `DataError` when there is no row in it."
     if isinstance(table, pd.DataFrame): read = table_of(table)
@@ -823,7 +834,8 @@ def _table(table: str | Path | pd.DataFrame, reading: Reading) -> Table:
 def _without_molecules(read: _Read) -> Look:
     "A table in which no column of molecules is known."
     total = len(read.table.frame) + len(read.table.misfits)
-    rows = Topic('rows', _count(total, 'row'), dict(total=total, usable=0, bad=0, kinds={}, first=[], blank=read.table.blank))
+    counts = dict(total=total, usable=0, bad=0, kinds={}, first=[], blank=read.table.blank)
+    rows = Topic('rows', _count(total, 'row'), counts)
     values = {'target': np.array([]), 'ESOL': np.array([]), 'heavy atoms': np.array([])}
     return Look(str(read.table.path), (_reading_topic(read), rows), tuple(_answers(read, None)), read.doubts, values)
 

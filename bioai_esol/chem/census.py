@@ -81,13 +81,14 @@ def traits(
     if not mol.GetRingInfo().NumRings(): marks.append('acyclic')
     return marks, elements
 
-# %% ../../nbs/chem/09_census.ipynb #77813002
+# %% ../../nbs/chem/09_census.ipynb #8b05611e
 _KINDS = {  # what a message holds: the kind of trouble
     'the SMILES is empty': 'no SMILES', 'cannot read it as SMILES': 'not readable as SMILES',
     'it is a number, not text': 'a number where a SMILES should be', ': no value': 'no value',
     'censored': 'censored: a limit, not a value', 'a value with its error': 'a value with its error',
     'a decimal comma?': 'not a number: a decimal comma?', 'not a number': 'not a number',
-    'outside': 'outside what is possible', 'it has no logarithm': 'zero or negative: no logarithm', 'not a finite number': 'not a finite number',
+    'outside': 'outside what is possible', 'it has no logarithm': 'zero or negative: no logarithm',
+    'not a finite number': 'not a finite number',
     'the header has': 'another number of fields than the header'}
 _FIELDS = re.compile(r"^(\d+) fields?, the header has (\d+)")
 
@@ -149,18 +150,19 @@ def _number(text: str, decimal: str) -> float:
     try: return read_number(text, decimal)
     except DataError: return np.nan
 
-# %% ../../nbs/chem/09_census.ipynb #881558eb
-def _count_row(census: Census, rows: Rows, i: int):
-    "Count one row; raises `DataError` where it cannot be used."
+# %% ../../nbs/chem/09_census.ipynb #faff52e8
+def _count_row(census: Census, rows: Rows, i: int, sets: Counter):
+    "Count one row, and the set of its elements; raises `DataError` where it cannot be used."
     if rows.texts is not None: census.number[i] = _number(rows.texts[i], rows.reading.decimal or '.')
     mol = _parsed(rows.smiles[i])
     canonical = Chem.MolToSmiles(mol)
     census.identity[i] = identity(canonical)
     census.heavy_atoms[i] = min(mol.GetNumHeavyAtoms(), 65_535)
     marks, elements = traits(mol, canonical)
-    census.traits.update(marks)
-    census.elements.update(elements)
-    for mark in marks: census.examples.setdefault(mark, rows.start + i)
+    sets[elements] += 1
+    for mark in marks:
+        census.traits[mark] += 1
+        census.examples.setdefault(mark, rows.start + i)
     if rows.texts is not None: census.value[i] = read_value(mol, rows.texts[i], rows.target, rows.reading)
 
 def count_rows(
@@ -168,12 +170,14 @@ def count_rows(
 ) -> Census:
     "Read every row of a piece as training would, and count."
     census = empty_census(len(rows.smiles))
+    sets = Counter()  # molecules by the elements they consist of
     with rdBase.BlockLogs():
         for i in range(len(census)):
-            try: _count_row(census, rows, i)
+            try: _count_row(census, rows, i, sets)
             except DataError as e:
                 census.troubles[kind_of_trouble(str(e))] += 1
                 if len(census.refused) < KEPT_REFUSALS: census.refused.append((rows.start + i, str(e)))
+    for elements, n in sets.items(): census.elements.update(dict.fromkeys(elements, n))
     return census
 
 # %% ../../nbs/chem/09_census.ipynb #2c0a965a
@@ -193,7 +197,7 @@ def merged(
         for mark, row in part.examples.items(): whole.examples.setdefault(mark, row)
     return whole
 
-# %% ../../nbs/chem/09_census.ipynb #74eaf1f8
+# %% ../../nbs/chem/09_census.ipynb #9106e502
 def answer_requests(
     number: int,  # of the pipe to the program
 ) -> None:
@@ -204,7 +208,8 @@ def answer_requests(
         except EOFError: return
         pipe.send(function(argument))
 
-_START = 'import sys; sys.path[:] = {path!r}; from bioai_esol.chem.census import answer_requests; answer_requests({pipe})'
+_START = ('import sys; sys.path[:] = {path!r}; from bioai_esol.chem.census import answer_requests; '
+          'answer_requests({pipe})')
 
 class _Helper:
     "A process that calls functions for this one."
