@@ -72,7 +72,7 @@ def _percent(part: int, whole: int) -> str:
 
 def _short(x: float) -> str: return f'{x:,.0f}' if 1e4 <= abs(x) < 1e9 else f'{x:.4g}'
 
-# %% ../../nbs/analysis/08_look.ipynb #87a21990
+# %% ../../nbs/analysis/08_look.ipynb #4c7a56da
 @dataclass(frozen=True)
 class _Read:
     "A table as it was read."
@@ -88,11 +88,12 @@ def _columns(table: Table, reading: Reading) -> tuple[Columns | None, list[str]]
     try: return choose_columns(table, reading), doubts
     except DataError as e: doubts.append(str(e))
     found = smiles_columns(table.frame)
-    named = reading.smiles_column or (found[0] if len(found) == 1 else None)
-    reading = reading.model_copy(update=dict(smiles_column=named, name_column=None))
-    for with_target in (True, False):
-        try: return choose_columns(table, reading, with_target), doubts
-        except DataError as e: doubts.append(str(e))
+    settled = reading.model_copy(update=dict(name_column=None))
+    for smiles in dict.fromkeys([reading.smiles_column, *(found if len(found) == 1 else ())]):
+        settled = settled.model_copy(update=dict(smiles_column=smiles))
+        for with_target in (True, False):
+            try: return choose_columns(table, settled, with_target), doubts
+            except DataError as e: doubts.append(str(e))
     return None, doubts
 
 # %% ../../nbs/analysis/08_look.ipynb #811ac158
@@ -309,7 +310,7 @@ def _odd_values(read: _Read, census: Census, number: np.ndarray) -> Iterator[tup
         value, n = often
         yield 'repeated', n, f'{n:,} ({_percent(n, len(number))}) are exactly {value:.10g}: a limit of detection?'
 
-# %% ../../nbs/analysis/08_look.ipynb #372312e7
+# %% ../../nbs/analysis/08_look.ipynb #9a01cf82
 def _target_topic(read: _Read, census: Census, unit: _Unit) -> Topic:
     "The measured values: range, unit, and what looks wrong."
     header = read.columns.target
@@ -320,7 +321,7 @@ def _target_topic(read: _Read, census: Census, unit: _Unit) -> Topic:
     text = f"{header!r} holds {_count(len(number), 'number')}: {_span(raw)}"
     numbers = dict(header=header, numbers=len(number), raw=raw, unit=unit.stated, likely_unit=unit.likely)
     if len(value):
-        numbers['value'] = _quantiles(value) | dict(sd=float(value.std()))
+        numbers |= dict(value=_quantiles(value), sd=float(value.std()))
         if unit.stated != LOG_MOLAR: text += f"; as {LOG_MOLAR} {_span(numbers['value'], '{:.2f}'.format)}"
         if not unit.doubtful: text += f"; standard deviation {value.std():.2f} log10 units"
     odd = list(_odd_values(read, census, number))
@@ -701,9 +702,10 @@ def _summary(look: Look, width: int) -> str:
     blocks += [f'  {s.command}\n      {s.why}' for s in look.suggestions]
     return '\n'.join(blocks).replace('\xa0', ' ')  # which kept a number and its sign together
 
-# %% ../../nbs/analysis/08_look.ipynb #7a221d82
+# %% ../../nbs/analysis/08_look.ipynb #af9545b2
 def _bars(ax: Axes, values: np.ndarray, colour: str, **options):
     "A histogram with as many bars as the number of values deserves."
+    values = values[values <= np.quantile(values, .999)]  # one polymer must not squeeze a thousand molecules
     bars = min(40, max(8, round(math.sqrt(len(values)))))
     if np.ptp(values) > 0: ax.hist(values, bins=bars, color=colour, **options)
     else: ax.bar([float(values[0])], [len(values)], color=colour, width=.5)
@@ -758,31 +760,39 @@ def _html(look: Look) -> str:
     return _ROW.render(headline=_headline(look), doubts=look.doubts, topics=look.topics, figure=_drawn(look),
                        suggestions=look.suggestions)
 
-# %% ../../nbs/analysis/08_look.ipynb #62cbbc52
+# %% ../../nbs/analysis/08_look.ipynb #e5c15083
 def _card(look: Look) -> dict:
     "What stands on the first screen of the page."
     wanted = ('rows', 'target', 'duplicates', 'molecules')
     rows = [(topic.name, topic.text) for topic in look.topics if topic.name in wanted]
     return dict(headline=_headline(look), rows=rows, decided=[], careful=list(look.doubts))
 
-def _section(topic: Topic) -> dict:
-    title = topic.name[0].upper() + topic.name[1:]
-    more = [dict(points=list(topic.details))] if topic.details else []
-    return dict(title=title, parts=[dict(text=f'{topic.text}.'), *more])
+_SECTIONS = {  # title: the topics in it
+    'The table': ('read', 'rows'), 'The target': ('target', 'duplicates', 'ESOL'),
+    'The molecules': ('molecules', 'scaffolds', 'champion'),
+    'How it would be divided': ('scaffold split', 'random split', 'precision')}
 
-def _sections(look: Look) -> list[dict]:
-    "A section per topic, the figures first."
+def _paragraphs(topic: Topic) -> list[dict]:
+    name = topic.name[0].upper() + topic.name[1:]
+    text = f'{name}: {topic.text}' + ('' if topic.text.endswith('…') else '.')
+    return [dict(text=text), *([dict(points=list(topic.details))] if topic.details else [])]
+
+def _sections(look: Look) -> Iterator[dict]:
+    "The figures, the topics, and what to do next."
     figure = _drawn(look)
+    if figure: yield dict(title='Figures', parts=[figure])
+    topics = {topic.name: topic for topic in look.topics}
+    for title, names in _SECTIONS.items():
+        parts = [part for name in names if name in topics for part in _paragraphs(topics[name])]
+        if parts: yield dict(title=title, parts=parts)
     commands = pd.DataFrame([dict(when=s.why, command=s.command) for s in look.suggestions])
-    first = [dict(title='Figures', parts=[figure])] if figure else []
-    last = [dict(title='Next', parts=[table_part(commands)])] if len(commands) else []
-    return [*first, *map(_section, look.topics), *last]
+    if len(commands): yield dict(title='Next', parts=[table_part(commands)])
 
-# %% ../../nbs/analysis/08_look.ipynb #ba82d991
+# %% ../../nbs/analysis/08_look.ipynb #1debf698
 def _save(look: Look, path: Path) -> Path:
     "Write the page."
     made = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by bioai-esol {bioai_esol.__version__}, 'bioai-esol look'."
-    text = render_page(look.name, _card(look), _sections(look), look.topics[0].text, made)
+    text = render_page(look.name, _card(look), list(_sections(look)), look.topics[0].text, made)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding='utf-8')

@@ -150,7 +150,7 @@ def _number(text: str, decimal: str) -> float:
     try: return read_number(text, decimal)
     except DataError: return np.nan
 
-# %% ../../nbs/chem/09_census.ipynb #faff52e8
+# %% ../../nbs/chem/09_census.ipynb #3157e118
 def _count_row(census: Census, rows: Rows, i: int, sets: Counter):
     "Count one row, and the set of its elements; raises `DataError` where it cannot be used."
     if rows.texts is not None: census.number[i] = _number(rows.texts[i], rows.reading.decimal or '.')
@@ -165,6 +165,7 @@ def _count_row(census: Census, rows: Rows, i: int, sets: Counter):
         census.examples.setdefault(mark, rows.start + i)
     if rows.texts is not None: census.value[i] = read_value(mol, rows.texts[i], rows.target, rows.reading)
 
+# %% ../../nbs/chem/09_census.ipynb #c8206836
 def count_rows(
     rows: Rows,  # a piece of a table
 ) -> Census:

@@ -98,6 +98,7 @@ def _look(args) -> int:
     if args.output: print(f'page: {found.save(args.output)}', file=sys.stderr if args.json else sys.stdout)
     return 0
 
+# %% ../../nbs/cli/02_commands.ipynb #7f0c1b02
 def _train_or_sweep(args) -> int:
     grid = _grid(args)
     dataset = _dataset(args)

@@ -124,6 +124,7 @@ def _look_command(command: Command):
     _json_option(p, 'the figures')
     p.set_defaults(split=None)  # a remedy that it names and does not have
 
+# %% ../../nbs/cli/01_parser.ipynb #7f0c1b01
 def _training_commands(command: Command):
     p = command('train', 'train one configuration',
                 'A sweep of one: it is logged, and continued or reused, like any other.')
