@@ -27,12 +27,12 @@ from tqdm.auto import tqdm
 
 import bioai_esol
 
-# %% ../../nbs/analysis/08_look.ipynb #eb91c07d
+# %% ../../nbs/analysis/08_look.ipynb #9e189577
 from .figures import BLUE, GREY, new_figure, ORANGE, without_box
 from .page import picture, render_page, table_part
 from ..chem.census import (
-    call_with, Census, count_rows, Helpers, helpers_for, nearest_training, Rows, ROWS_PER_PIECE, scaffolds_of, take_census,
-    TRAITS, try_scaffold_split)
+    call_with, Census, count_rows, Helpers, helpers_for, nearest_training, Rows, ROWS_PER_PIECE, scaffolds_of,
+    take_census, TRAITS, try_scaffold_split)
 from ..chem.columns import (
     choose_columns, Columns, DOUBTFUL, LOG_MOLAR, numeric_columns, read_number, Reading, recognise_decimal,
     smiles_columns, to_log_molar, unit_named, UNITS)
@@ -109,18 +109,24 @@ def _read(table: Table, given: Reading) -> _Read:
         else: reading = reading.model_copy(update=dict(decimal=decimal))
     return _Read(table, columns, given, reading, tuple(dict.fromkeys(doubts)))
 
-# %% ../../nbs/analysis/08_look.ipynb #457367e2
+# %% ../../nbs/analysis/08_look.ipynb #b37734e4
 _LOOKED_AT = 1_000  # rows of a column by which its numbers are described
 
-def _range(values: pd.Series) -> str | None:
-    "What the numbers of a column span; None where there are none."
+def _numbers(values: pd.Series) -> list[float]:
+    "The numbers in the first rows of a column."
     numbers = []
     for text in values.head(_LOOKED_AT):
         try: numbers.append(read_number(text, ',' if ',' in text else '.'))
         except DataError: pass
+    return numbers
+
+def _range(values: pd.Series) -> str | None:
+    "What the numbers of a column span; None where there are none."
+    numbers = _numbers(values)
     if not numbers: return None
     return f'{_short(min(numbers))} … {_short(max(numbers))}, median {_short(float(np.median(numbers)))}'
 
+# %% ../../nbs/analysis/08_look.ipynb #4799c796
 def _reading_topic(read: _Read) -> Topic:
     "How the file was read, and which columns are meant; where the target is not clear, what each could be."
     columns = read.columns
@@ -133,8 +139,8 @@ def _reading_topic(read: _Read) -> Topic:
     if not columns or not columns.target:
         spans = {c: _range(read.table.frame[c]) for c in numeric_columns(read.table.frame)}
         details = [f'{c!r} holds numbers: {span}' for c, span in spans.items() if span]
-    numbers = dict(how=read.table.how, columns=list(read.table.frame), doubts=list(read.doubts),
-                   decimal=read.reading.decimal, **(vars(columns) if columns else {}))
+    numbers = dict(how=read.table.how, columns=list(read.table.frame), decimal=read.reading.decimal,
+                   **(vars(columns) if columns else {}))
     return Topic('read', ', '.join(parts), numbers, tuple(details))
 
 # %% ../../nbs/analysis/08_look.ipynb #0966eb2d
@@ -563,7 +569,7 @@ def _champion_topic(census: Census, sample: _Sample, helpers: Helpers, tracking_
                    inside=inside / len(asked))
     return Topic('champion', text, numbers)
 
-# %% ../../nbs/analysis/08_look.ipynb #b5b97685
+# %% ../../nbs/analysis/08_look.ipynb #ddfd5cae
 def _options(read: _Read, **changed: str) -> str:
     "What has to be said about this table on the command line."
     columns, given = read.columns, read.given
@@ -578,8 +584,12 @@ def _file(read: _Read) -> str:
     "The table on a command line; a frame has to be written first."
     table = read.table
     return 'mine.csv' if table.how == 'a DataFrame' else shlex.quote(str(table.path))
+def _likely_targets(frame: pd.DataFrame, columns: Columns) -> list[str]:
+    "Columns of numbers; those of whole numbers, which may count or name rows, are the last."
+    others = [c for c in numeric_columns(frame) if c not in (columns.smiles, columns.name)]
+    return sorted(others, key=lambda c: all(x.is_integer() for x in _numbers(frame[c])))
 
-# %% ../../nbs/analysis/08_look.ipynb #01cb123f
+# %% ../../nbs/analysis/08_look.ipynb #3ad28108
 def _answers(read: _Read, unit: _Unit | None) -> Iterator[Suggestion]:
     "Commands that settle what is in doubt."
     again = f'bioai-esol look {_file(read)}'
@@ -588,8 +598,10 @@ def _answers(read: _Read, unit: _Unit | None) -> Iterator[Suggestion]:
         for c in smiles_columns(frame)[:3]:
             yield Suggestion(f'if {c!r} holds the molecules', again + _options(read, smiles_column=c))
     elif columns.target is None:
-        others = [c for c in numeric_columns(frame) if c != columns.smiles]
-        for c in others[:3]: yield Suggestion(f'if {c!r} is the target', again + _options(read, target=c))
+        for c in _likely_targets(frame, columns)[:3]:
+            named = _header_unit(c)
+            said = dict(unit=named) if named not in (None, LOG_MOLAR) else {}
+            yield Suggestion(f'if {c!r} is the target', again + _options(read, target=c, **said))
     if unit and unit.doubtful:
         for u in [unit.likely] if unit.likely else ['mg/L', 'µM']:
             yield Suggestion(f'if the unit is {u}', again + _options(read, target=columns.target, unit=u))

@@ -181,12 +181,12 @@ def count_rows(
     for elements, n in sets.items(): census.elements.update(dict.fromkeys(elements, n))
     return census
 
-# %% ../../nbs/chem/09_census.ipynb #2c0a965a
+# %% ../../nbs/chem/09_census.ipynb #e95af5ac
 def merged(
     parts: Iterable[Census],  # of consecutive rows
 ) -> Census:
     "One census of all of them."
-    parts = list(parts)
+    parts = list(parts) or [empty_census(0)]
     arrays = [np.concatenate([getattr(p, name) for p in parts])
               for name in ('identity', 'number', 'value', 'heavy_atoms')]
     whole = Census(*arrays)

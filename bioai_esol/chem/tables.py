@@ -11,6 +11,7 @@ import csv
 import gzip
 import hashlib
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -114,8 +115,11 @@ class _Rows:
     how: str                                # in words: kind, separator, encoding
     place: str = 'line'                     # what the numbers count
 
+_CONTROL = re.compile('[\x00-\x08\x0e-\x1a\x1c-\x1f]')  # no keyboard writes them
+
 def _read_text(raw: bytes, name: str, separator: str | None, encoding: str | None) -> _Rows:
     text, codec = _decoded(raw, name, encoding)
+    if _CONTROL.search(text, 0, 4000): raise DataError(f"{name} is not a table: it does not begin with text")
     separator = _WORDS.get(separator, separator) or recognise_separator(text)
     if len(separator) != 1:
         raise DataError(f"{name}: separator={separator!r} is not one character, nor one of {', '.join(_WORDS)}")
