@@ -7,7 +7,8 @@ __all__ = ['TRAITS', 'KEPT_REFUSALS', 'ROWS_PER_PIECE', 'identity', 'traits', 'k
            'count_rows', 'merged', 'answer_requests', 'Helpers', 'cores', 'helpers_for', 'take_census', 'scaffolds_of',
            'call_with', 'try_scaffold_split', 'nearest_training']
 
-# %% ../../nbs/chem/09_census.ipynb #ba5973a3
+# %% ../../nbs/chem/09_census.ipynb #6ec2b3cd
+import gc
 import hashlib
 import multiprocessing as mp
 import os
@@ -26,7 +27,7 @@ import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdMolDescriptors
 
-from .columns import read_number, Reading
+from .columns import LOG_MOLAR, read_number, Reading
 from .dataset import read_value
 from .molecules import parse_smiles
 from .split import scaffold, scaffold_split, Split
@@ -128,7 +129,7 @@ def empty_census(
     "Room for the counts of `n` rows."
     return Census(np.zeros(n, np.uint64), np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, np.uint16))
 
-# %% ../../nbs/chem/09_census.ipynb #02856b0f
+# %% ../../nbs/chem/09_census.ipynb #243e91b7
 KEPT_REFUSALS = 10  # rows that cannot be used, kept with their message
 
 @dataclass(frozen=True)
@@ -150,10 +151,15 @@ def _number(text: str, decimal: str) -> float:
     try: return read_number(text, decimal)
     except DataError: return np.nan
 
-# %% ../../nbs/chem/09_census.ipynb #3157e118
+def _numbers(rows: Rows, values: np.ndarray) -> list[float]:
+    "The numbers in the file; those that nothing was converted of have been read already."
+    decimal = rows.reading.decimal or '.'
+    same = np.isfinite(values) if rows.reading.unit in (None, LOG_MOLAR) else np.zeros(len(values), bool)
+    return [value if known else _number(text, decimal) for value, known, text in zip(values, same, rows.texts)]
+
+# %% ../../nbs/chem/09_census.ipynb #88b6c3af
 def _count_row(census: Census, rows: Rows, i: int, sets: Counter):
     "Count one row, and the set of its elements; raises `DataError` where it cannot be used."
-    if rows.texts is not None: census.number[i] = _number(rows.texts[i], rows.reading.decimal or '.')
     mol = _parsed(rows.smiles[i])
     canonical = Chem.MolToSmiles(mol)
     census.identity[i] = identity(canonical)
@@ -165,7 +171,7 @@ def _count_row(census: Census, rows: Rows, i: int, sets: Counter):
         census.examples.setdefault(mark, rows.start + i)
     if rows.texts is not None: census.value[i] = read_value(mol, rows.texts[i], rows.target, rows.reading)
 
-# %% ../../nbs/chem/09_census.ipynb #c8206836
+# %% ../../nbs/chem/09_census.ipynb #57370707
 def count_rows(
     rows: Rows,  # a piece of a table
 ) -> Census:
@@ -178,6 +184,7 @@ def count_rows(
             except DataError as e:
                 census.troubles[kind_of_trouble(str(e))] += 1
                 if len(census.refused) < KEPT_REFUSALS: census.refused.append((rows.start + i, str(e)))
+    if rows.texts is not None: census.number[:] = _numbers(rows, census.value)
     for elements, n in sets.items(): census.elements.update(dict.fromkeys(elements, n))
     return census
 
@@ -198,12 +205,13 @@ def merged(
         for mark, row in part.examples.items(): whole.examples.setdefault(mark, row)
     return whole
 
-# %% ../../nbs/chem/09_census.ipynb #9106e502
+# %% ../../nbs/chem/09_census.ipynb #22038ef2
 def answer_requests(
     number: int,  # of the pipe to the program
 ) -> None:
     "Call what comes through a pipe, until it is closed; the main function of a helper."
     pipe = Connection(number)
+    gc.disable()  # molecules and arrays make no cycles, and searching for some takes time
     while True:
         try: function, argument = pipe.recv()
         except EOFError: return
