@@ -861,7 +861,7 @@ def _without_molecules(read: _Read) -> Look:
     values = {'target': np.array([]), 'ESOL': np.array([]), 'heavy atoms': np.array([])}
     return Look(str(read.table.path), (_reading_topic(read), rows), tuple(_answers(read, None)), read.doubts, values)
 
-# %% ../../nbs/analysis/08_look.ipynb #3a8a48ef
+# %% ../../nbs/analysis/08_look.ipynb #d11313f8
 def look(
     table: str | Path | pd.DataFrame, *, smiles_column: str | None = None, target: str | None = None,
     name_column: str | None = None, separator: str | None = None, decimal: str | None = None,
@@ -913,8 +913,7 @@ def look(
     """
     said = dict(smiles_column=smiles_column, target=target, name_column=name_column, separator=separator,
                 decimal=decimal, encoding=encoding, unit=unit)
-    reading = Reading(**said)
-    if unit: unit_named(unit)
+    reading = Reading(**said | dict(unit=unit and unit_named(unit)))
     read = _read(_table(table, reading), reading)
     if read.columns is None: return _without_molecules(read)
     with helpers_for(len(read.table.frame)) as helpers: return _described(read, helpers, tracking_uri)

@@ -69,9 +69,11 @@ CASES = {  # table, what is said, and the commands that are proposed
     'odd molecules': ('smiles\n[Na+].[Cl-]\nO.O.O=C(O)C(=O)O\n[2H]O[2H]\n*CC*\nCC |$foo$|\nCCO ethanol\nc1cccc1\n\nC[C@H](O)F\n[U+6]\n',
                       ['1 (12 %) salts', '1 (12 %) hydrates', 'with isotopes', 'no element (*)', '1 not readable as SMILES', 'ESOL does not hold: Na, U'], []),
     'replicates that disagree': ('smiles,logS\nCCO,1\nOCC,4\nC[N+](=O)[O-],0\nCN(=O)=O,2\nCC(O)=CC,1\nCC(=O)CC,2\n',
-                                 ['2 molecules are in more than one row (4 rows); 2 of them with values that differ', 'up to 3.00', 'line 2 and line 3'], []),
+                                 ['2 molecules are in more than one row (4 rows); 2 of them with values that differ', 'up to 3.00',
+                                  'line 2 and line 3'], []),
     'misfits': ('smiles,logS\nCCO,1,10\nCCC,-1,94\nCC,1.5\n', ['2 (67 %) cannot be used', '2 another number of fields than the header'], []),
-    'a limit of detection': ('smiles,logS\n' + '\n'.join(f"{'C' * n},{-4 if n % 2 else -n / 7 - .05:.3f}" for n in range(1, 41)), ['20 (50 %) are exactly -4'], []),
+    'a limit of detection': ('smiles,logS\n' + '\n'.join(f"{'C' * n},{-4 if n % 2 else -n / 7 - .05:.3f}" for n in range(1, 41)), 
+                             ['20 (50 %) are exactly -4'], []),
     'a constant': ('smiles,logS\n' + '\n'.join(f"{'C' * n},-4.5" for n in range(1, 30)), ['standard deviation 0.00'], []),
     'nothing that can be used': ('smiles,logS\nxx,1\nyy,2\n', ['2 (100 %) cannot be used', 'no molecule can be read'], [])}
 
@@ -167,7 +169,8 @@ def test_a_store_that_does_not_answer_is_a_sentence():
     assert 'cannot reach the tracking server' in found.numbers['champion']['reason']
 
 
-FIELDS = st.sampled_from(['CCO', 'c1ccccc1', 'C1CC', '[Na+].[Cl-]', '1.1', '-2', '1,5', '', ' ', '"', '0', 'smiles', 'logS', 'S (mg/L)', '\x00', '<1', '1e400', '1e9'])
+FIELDS = st.sampled_from(['CCO', 'c1ccccc1', 'C1CC', '[Na+].[Cl-]',
+                          '1.1', '-2', '1,5', '', ' ', '"', '0', 'smiles', 'logS', 'S (mg/L)', '\x00', '<1', '1e400', '1e9'])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
