@@ -72,7 +72,7 @@ CASES = {  # table, what is said, and the commands that are proposed
                                  ['2 molecules are in more than one row (4 rows); 2 of them with values that differ', 'up to 3.00',
                                   'line 2 and line 3'], []),
     'misfits': ('smiles,logS\nCCO,1,10\nCCC,-1,94\nCC,1.5\n', ['2 (67 %) cannot be used', '2 another number of fields than the header'], []),
-    'a limit of detection': ('smiles,logS\n' + '\n'.join(f"{'C' * n},{-4 if n % 2 else -n / 7 - .05:.3f}" for n in range(1, 41)), 
+    'a limit of detection': ('smiles,logS\n' + '\n'.join(f"{'C' * n},{-4 if n % 2 else -n / 7 - .05:.3f}" for n in range(1, 41)),
                              ['20 (50 %) are exactly -4'], []),
     'a constant': ('smiles,logS\n' + '\n'.join(f"{'C' * n},-4.5" for n in range(1, 30)), ['standard deviation 0.00'], []),
     'nothing that can be used': ('smiles,logS\nxx,1\nyy,2\n', ['2 (100 %) cannot be used', 'no molecule can be read'], [])}
