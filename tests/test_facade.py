@@ -1,4 +1,4 @@
-"`import bioai_esol as esol`: thirty names, imported when they are first used, described where Shift+Tab looks."
+"`import bioai_esol as esol`: some thirty names, imported when they are first used, described where Shift+Tab looks."
 import ast
 import doctest
 import inspect

@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 WINGS = dict(
-    chem='molecules tables columns dataset split descriptors graphs bond_graphs domain',
+    chem='molecules tables columns dataset split descriptors graphs bond_graphs domain census',
     stats='metrics conformal',
     models='kaxis gcn residual_gcn dmpnn regressors architectures fitted',
     training='config optimiser engine worker lineage',
@@ -16,7 +16,7 @@ WINGS = dict(
     sweep='grid runner ensemble',
     registry='policy journal versions promotion',
     serving='attribution predictor comparison endpoint',
-    analysis='effects figures error_analysis timeline explorer report',
+    analysis='effects figures error_analysis timeline explorer page report look',
     benchmark='splits boards',
     cli='parser commands')
 ORDER = ['errors', *(f'{wing}.{module}' for wing, modules in WINGS.items() for module in modules.split())]

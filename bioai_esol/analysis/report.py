@@ -6,8 +6,6 @@
 __all__ = ['Verdict', 'verdict', 'Champion', 'champion_of', 'write_report']
 
 # %% ../../nbs/analysis/06_report.ipynb #77d373ea
-import base64
-import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment
-from matplotlib.figure import Figure
 
 import bioai_esol
 
@@ -30,6 +26,7 @@ from bioai_esol.analysis.error_analysis import (
     plot_scaffold_errors)
 from .figures import (
     plot_choice, plot_curves, plot_effects, plot_gap_history, plot_importance, plot_interactions, plot_parallel)
+from .page import picture as _picture, points as _points, render_page, table_part as _table
 from .timeline import plot_timeline, reigns
 from ..chem.columns import measured_property, Property
 from ..errors import BioaiError, StoreError
@@ -81,72 +78,6 @@ def verdict(
     if not choice.approved: return Verdict(policy, None, False)
     expected = as_retrained(choice.chosen, code_state())
     return Verdict(policy, decide_promotion(expected, champion_run(store), policy), False)
-
-# %% ../../nbs/analysis/06_report.ipynb #a1b79681
-_STYLE = '''
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
-a { color: #0b5c8a; } nav a { margin-right: 1rem; } .facts { color: #555; font-size: .9rem; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .82rem; margin: 1rem 0; max-width: 100%; }
-th, td { padding: .25rem .55rem; text-align: right; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
-td { font-variant-numeric: tabular-nums; } td.text, th.text { text-align: left; overflow-wrap: break-word; }
-.card { border: 1px solid #cbd5dc; border-left: 6px solid #0173b2; padding: .4rem 1.2rem; margin: 1rem 0; }
-.card .headline { font-size: 1.25rem; font-weight: 600; margin: .6rem 0; }
-.card th { text-align: left; font-weight: 400; color: #555; white-space: nowrap; } .card td { text-align: left; }
-.card table { font-size: .95rem; margin: .5rem 0; }
-@media (max-width: 40rem) { table { display: block; overflow-x: auto; } .card th { white-space: normal; } }
-@media print { body { font-size: 11px; max-width: none; } figure, tr { break-inside: avoid; } nav { display: none; } }
-'''
-
-# %% ../../nbs/analysis/06_report.ipynb #06e00002
-_PAGE = Environment(autoescape=True).from_string('''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title><style>{{ style }}</style></head><body><h1>{{ title }}</h1>
-<section class="card"><p class="headline">{{ card.headline }}</p>
-{% if card.rows %}<table>{% for k, v in card.rows %}
-<tr><th>{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}</table>{% endif %}
-{% for t in card.decided %}<p>{{ t }}</p>{% endfor %}
-{% if card.careful %}<p>Be careful:</p><ul>{% for t in card.careful %}
-<li>{{ t }}</li>{% endfor %}</ul>{% endif %}</section>
-<nav>{% for s in sections %}<a href="#s{{ loop.index }}">{{ s.title }}</a>{% endfor %}</nav>
-{% for s in sections %}<h2 id="s{{ loop.index }}">{{ s.title }}</h2>
-{% for p in s.parts %}{% if p.figure %}
-<figure><img alt="{{ p.alt }}" src="data:image/png;base64,{{ p.figure }}"></figure>
-{% elif p.rows %}<table><thead><tr>
-{% for c in p.columns %}<th class="{{ p.kind[loop.index0] }}">{{ c }}</th>{% endfor %}
-</tr></thead><tbody>{% for r in p.rows %}<tr>
-{% for v in r %}<td class="{{ p.kind[loop.index0] }}">{{ v }}</td>{% endfor %}
-</tr>{% endfor %}</tbody></table>
-{% elif p.points %}<ul>{% for t in p.points %}<li>{{ t }}</li>{% endfor %}</ul>{% else %}<p>{{ p.text }}</p>{% endif %}
-{% endfor %}{% endfor %}<p class="facts">{{ facts }}<br>{{ made }}</p></body></html>
-''')
-
-# %% ../../nbs/analysis/06_report.ipynb #06e00003
-def _picture(fig: Figure, alt: str) -> dict:
-    "A figure as it is embedded in the page, with what a reader hears who does not see it."
-    out = io.BytesIO()
-    fig.savefig(out, format='png', dpi=125)
-    return dict(figure=base64.b64encode(out.getvalue()).decode(), alt=alt)
-
-def _cells(column: pd.Series, decimals: int) -> list[str]:
-    "A column as text: values of an axis as short as can be, other numbers with equally many decimals."
-    if column.name in (*AXES, 'value'): return [format_value(value) for value in column]
-    form = f'.{decimals}f' if pd.api.types.is_float_dtype(column) else ''
-    return ['–' if pd.isna(value) else format(value, form) for value in column]
-
-def _table(
-    frame: pd.DataFrame,
-    decimals: int = 3,
-) -> dict:
-    "A frame as rows of text; columns of text stand to the left."
-    columns = [_cells(frame[c], decimals) for c in frame]
-    numeric = [pd.api.types.is_numeric_dtype(frame[c]) for c in frame]
-    breaking = [str(c).replace('_', '_\u200b') for c in frame]  # a heading may break after an underscore
-    return dict(columns=breaking, rows=list(zip(*columns)), kind=['' if n else 'text' for n in numeric])
-
-def _points(markdown: str) -> dict:
-    return dict(points=[line.removeprefix('- ').replace('**', '') for line in markdown.splitlines()])
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00006
 @dataclass(frozen=True)
@@ -342,8 +273,8 @@ def _render(store: Store, runs: pd.DataFrame) -> str:
     champion = champion_of(store, entries)
     made = (f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by bioai-esol {bioai_esol.__version__}, "
             f"'bioai-esol report --run-tag {run_tag}'.")
-    return _PAGE.render(title=f'Sweep {run_tag}', style=_STYLE, card=_card(found, champion, run_tag),
-                        facts=_facts(runs), made=made, sections=list(_sections(store, runs, found, champion, entries)))
+    sections = list(_sections(store, runs, found, champion, entries))
+    return render_page(f'Sweep {run_tag}', _card(found, champion, run_tag), sections, _facts(runs), made)
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000f
 def write_report(run_tag: str | None = None, path: str | Path | None = None, *,

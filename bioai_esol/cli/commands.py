@@ -89,6 +89,16 @@ def _dataset(args) -> 'Dataset':  # noqa: F821
     return dataset
 
 # %% ../../nbs/cli/02_commands.ipynb #0a34f2d6
+def _look(args) -> int:
+    from bioai_esol.analysis.look import look
+    reading = {name: value for name, value in _reading(args).model_dump().items() if value is not None}
+    found = look(args.table, **reading, tracking_uri=args.tracking_uri)
+    if args.json: print(_json(found.to_dict()))
+    else: print(as_options(found.summary(shutil.get_terminal_size((110, 24)).columns), args))
+    if args.output: print(f'page: {found.save(args.output)}', file=sys.stderr if args.json else sys.stdout)
+    return 0
+
+# %% ../../nbs/cli/02_commands.ipynb #7f0c1b02
 def _train_or_sweep(args) -> int:
     grid = _grid(args)
     dataset = _dataset(args)
@@ -394,7 +404,7 @@ def _migrate(args) -> int:
 
 # %% ../../nbs/cli/02_commands.ipynb #e1c9bb7d
 _COMMANDS = dict(
-    train=_train_or_sweep, sweep=_train_or_sweep, promote=_promote, rollback=_rollback, archive=_archive,
+    look=_look, train=_train_or_sweep, sweep=_train_or_sweep, promote=_promote, rollback=_rollback, archive=_archive,
     restore=_restore, alias=_alias, status=_status, history=_history, compare=_compare, predict=_predict,
     report=_report, server=_server, doctor=_doctor, serve=_serve, migrate=_migrate, benchmark=_benchmark)
 

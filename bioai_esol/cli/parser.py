@@ -15,6 +15,7 @@ import bioai_esol
 # %% ../../nbs/cli/01_parser.ipynb #f2775f34
 _DESCRIPTION = """From a hyperparameter sweep to a trusted production model of solubility or another property.
 
+  bioai-esol look my.csv         what is in a table of your own, before anyone trains on it
   bioai-esol sweep               train the 162 configurations of the default grid (continues where it stopped)
   bioai-esol sweep --preset accurate   a more accurate model in minutes: five model types and their ensemble
   bioai-esol report              which run, what each hyperparameter did, what was decided: one HTML file
@@ -131,6 +132,18 @@ def _settings(p: argparse.ArgumentParser, many: bool):
 # %% ../../nbs/cli/01_parser.ipynb #0dc72bab
 Command = Callable[..., argparse.ArgumentParser]  # called with name, one line, and more text for its own help
 
+def _look_command(command: Command):
+    p = command('look', 'look at a table before training on it',
+                'How it is read, bad rows, units, duplicates, kinds of molecules, scaffolds, splits, overlap with ESOL '
+                'and with the champion,\nand commands to go on with. Changes nothing, and refuses only a file that '
+                'cannot be read.')
+    p.add_argument('table', metavar='FILE', help='CSV, TSV, .smi, SDF, Excel, Parquet')
+    _reading_options(p)
+    p.add_argument('--output', metavar='HTML', help='write one page with figures here')
+    _json_option(p, 'the figures')
+    p.set_defaults(split=None)  # a remedy that it names and does not have
+
+# %% ../../nbs/cli/01_parser.ipynb #7f0c1b01
 def _training_commands(command: Command):
     p = command('train', 'train one configuration',
                 'A sweep of one: it is logged, and continued or reused, like any other.')
@@ -270,8 +283,8 @@ def _store_commands(command: Command):
                    help='an empty database, e.g. postgresql://USER@HOST/NAME')
 
 # %% ../../nbs/cli/01_parser.ipynb #861bd9c8
-_GROUPS = (_training_commands, _promote_command, _life_commands, _record_commands, _question_commands,
-           _benchmark_command, _server_command, _store_commands)
+_GROUPS = (_look_command, _training_commands, _promote_command, _life_commands, _record_commands,
+           _question_commands, _benchmark_command, _server_command, _store_commands)
 
 def make_parser() -> argparse.ArgumentParser:
     "The parser of `bioai-esol`."

@@ -1,6 +1,7 @@
 "A user's table on the command line: every command reads it alike, nothing of it is lost, and what was said about it is remembered."
 import json
 import resource
+import shlex
 import subprocess
 
 import pandas as pd
@@ -83,6 +84,43 @@ def test_a_doubt_is_answered_with_options(here):
     assert "which column is the target? --target 'log P' or --target 'log D'" in done.stderr
     done = here('train', '--target', 'log P')
     assert done.returncode == 2 and 'together with --data' in done.stderr
+
+
+def test_look_goes_on_where_training_refuses(here):
+    table = ('Drug_ID;Drug;S (mg/L);logP\nx;CCO;1000000;1,1\ny;c1ccccc1;1790;2,5\nz;C1CC;3;<4\n' + 'w;CCCCCCCC;0,66;1,5\n' * 3)
+    (here.folder / 'tdc.csv').write_text(table)
+    done = here('look', 'tdc.csv', '--output', 'deep/look.html')
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    for words in ("'Drug' reads as SMILES: --smiles-column Drug", "--target 'S (mg/L)' or --target logP", 'page: deep/look.html', '1 not readable as SMILES',
+                  "bioai-esol look tdc.csv --smiles-column Drug --target 'S (mg/L)' --unit mg/L"):
+        assert words in ' '.join(done.stdout.split()), done.stdout
+    assert '<h2' in (here.folder / 'deep/look.html').read_text()
+    done = here('look', 'tdc.csv', '--smiles-column', 'drug', '--target', 'S (mg/L)', '--unit', 'mg/l', '--json')
+    numbers = json.loads(done.stdout)
+    assert numbers['rows']['usable'] == 5 and numbers['target']['unit'] == 'mg/L' and numbers['ESOL']['median_absolute'] < .1
+    assert not (here.folder / 'mlflow.db').exists()
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'', 'is empty'), (b'\x7fELF\x02\x01\x01\x00\x00', 'is not a table'), (b'smiles,name\nCCO,"a\n', 'a quotation mark opens here'),
+    (b'smiles,logS\n', 'no molecules in'), (None, 'cannot read')])
+def test_look_refuses_what_cannot_be_read(here, content, words):
+    if content is not None:
+        (here.folder / 'mine.csv').write_bytes(content)
+    done = here('look', 'mine.csv')
+    assert done.returncode == 2 and words in done.stderr and not done.stdout, done.stdout
+
+
+def test_what_look_proposes_trains(here):
+    "The last command of a look, copied into a shell, trains on the table."
+    esol = load_esol().frame.iloc[::18]
+    rows = [f'{s};{10 ** (y + 3):.6g};' for s, y in zip(esol.smiles, esol.log_solubility)]
+    (here.folder / 'a b.csv').write_text('Drug;S (mmol/L);Remark\n' + '\n'.join(rows) + '\nC1CC;1;bad\n')
+    done = here('look', 'a b.csv', '--smiles-column', 'Drug', '--target', 'S (mmol/L)', '--unit', 'mmol/L')
+    [command] = [line.strip() for line in done.stdout.splitlines() if line.strip().startswith('bioai-esol train')]
+    fresh(here.folder)
+    done = here(*shlex.split(command)[1:], '--architecture', 'ridge')
+    assert done.returncode == 0 and '1 trained' in done.stdout, done.stderr
 
 
 def test_a_full_disk_costs_nothing(folder, tmp_path):
