@@ -34,7 +34,7 @@ from ..registry.journal import history, snapshot
 from ..registry.policy import as_retrained, Choice, choose_candidate, decide_promotion, Decision, Policy, Rule
 from ..registry.promotion import champion_run
 from ..stats.metrics import bootstrap_rmse, mae, r2
-from ..store.client import connect, Store
+from ..store.client import connect, settle_addresses, Store
 from ..store.runs import fetch_artifacts, load_histories, load_predictions, load_runs, run_row, search
 from ..training.lineage import code_state
 from ..training.config import property_of
@@ -319,5 +319,6 @@ def write_report(run_tag: str | None = None, path: str | Path | None = None, *,
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding='utf-8')
     except OSError as e: raise BioaiError(f"cannot write {path}: {e.strerror or e}") from None
+    settle_addresses(store.uri)
     store.client.log_artifact(search(store, kind='sweep', run_tag=run_tag)[-1].info.run_id, str(path), 'report')
     return path

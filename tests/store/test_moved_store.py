@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 "A project folder that was moved, renamed, copied or carried to another machine: its files are found beside the database; nothing is written to where it was."
+=======
+"A project folder that was moved, renamed, copied or carried to another machine: files are found beside the database, and nothing goes to where it was."
+>>>>>>> h1
 import os
 import shutil
 import sqlite3
@@ -9,6 +13,7 @@ import pytest
 from helpers import copied, sweep_here, uri_of
 from quick import EASY
 
+from bioai_esol.analysis.report import write_report
 from bioai_esol.errors import StoreError
 from bioai_esol.registry.promotion import promote
 from bioai_esol.registry.versions import check, rollback, set_alias
@@ -72,7 +77,7 @@ def test_a_folder_that_was_moved(a, tmp_path, here, caplog):
     assert here('doctor', cwd=b).returncode == 0 and len(runs_table(store, 'a')) == 1
 
 
-@pytest.mark.parametrize('act', ['sweep', 'ensemble', 'rollback', 'alias', 'migrate'])
+@pytest.mark.parametrize('act', ['sweep', 'ensemble', 'report', 'rollback', 'alias', 'migrate'])
 def test_a_copy_leaves_the_original_alone(project, tmp_path, act):
     "Whatever writes in the copy writes there; the original has its files, its record and its champion as before."
     a, b = tmp_path / 'a', tmp_path / 'b'
@@ -82,6 +87,7 @@ def test_a_copy_leaves_the_original_alone(project, tmp_path, act):
     assert load_champion(tracking_uri=uri_of(b)).version == '1'
     acts = dict(sweep=lambda uri: promote('b', EASY, tracking_uri=uri),
                 ensemble=lambda uri: build_ensemble([runs_table(connect(uri), tag).run_id[0] for tag in 'ab'], tracking_uri=uri),
+                report=lambda uri: write_report('a', tmp_path / 'report.html', tracking_uri=uri),
                 rollback=lambda uri: rollback('drift', tracking_uri=uri),
                 alias=lambda uri: set_alias('shadow', '1', tracking_uri=uri),
                 migrate=lambda uri: migrate(uri, f'sqlite:///{tmp_path}/other.db'))
