@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 "A project folder that was moved, renamed, copied or carried to another machine: its files are found beside the database; nothing is written to where it was."
-=======
-"A project folder that was moved, renamed, copied or carried to another machine: files are found beside the database, and nothing goes to where it was."
->>>>>>> h1
 import os
 import shutil
 import sqlite3
