@@ -412,7 +412,7 @@ def _molecules_topic(read: _Read, census: Census, known: _Known) -> Topic:
     return Topic('molecules', text, numbers, tuple(details))
 
 # %% ../../nbs/analysis/08_look.ipynb #6495187b
-SAMPLE_SIZE = 10_000  # molecules about which the slow questions are asked
+SAMPLE_SIZE = 5_000  # molecules about which the slow questions are asked
 SAMPLE_SEED = 0
 
 @dataclass(frozen=True)

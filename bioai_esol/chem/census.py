@@ -29,7 +29,7 @@ from rdkit.Chem import rdMolDescriptors
 
 from .columns import LOG_MOLAR, read_number, Reading
 from .dataset import read_value
-from .molecules import canonical_smiles, parse_smiles, similarity, standardise
+from .molecules import apply_rule, divide_smiles, parse_smiles, similarity
 from .split import cluster_split, scaffold, scaffold_split, Split
 from ..errors import BioaiError, DataError
 
@@ -177,7 +177,8 @@ def _count_row(census: Census, rows: Rows, i: int, sets: Counter):
         census.traits[mark] += 1
         census.examples.setdefault(mark, rows.start + i)
     if _has_to_be_asked(written, mol, rows.reading):
-        census.identity[i] = identity(canonical_smiles(standardise(written, rows.reading).smiles))
+        seen, changes = apply_rule(mol, divide_smiles(written)[0], rows.reading)
+        if changes: census.identity[i] = identity(Chem.MolToSmiles(seen))
     if rows.texts is not None: census.value[i] = read_value(mol, rows.texts[i], rows.target, rows.reading)
 
 # %% ../../nbs/chem/10_census.ipynb #57370707

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_RULE', 'AS_WRITTEN', 'divide_smiles', 'parse_smiles', 'as_text', 'canonical_smiles', 'Standardisation',
-           'Standardised', 'standardise', 'fingerprint', 'similarity']
+           'Standardised', 'apply_rule', 'standardise', 'fingerprint', 'similarity']
 
 # %% ../../nbs/chem/01_molecules.ipynb #093315fe
 from collections.abc import Callable, Sequence
@@ -83,23 +83,27 @@ def _parent(mol: Chem.Mol) -> Chem.Mol:
     with rdBase.BlockLogs(): parent = rdMolStandardize.LargestFragmentChooser(preferOrganic=True).choose(mol)
     return parent if any(atom.GetAtomicNum() == 6 for atom in parent.GetAtoms()) else mol
 
+def _or_as_it_was(mol: Chem.Mol, after: Chem.Mol) -> Chem.Mol:
+    "The molecule after a step; the very same where the step changed nothing."
+    return mol if Chem.MolToSmiles(after) == Chem.MolToSmiles(mol) else after
+
 def _cleaned(mol: Chem.Mol) -> Chem.Mol:
     from rdkit.Chem.MolStandardize import rdMolStandardize
-    with rdBase.BlockLogs(): return rdMolStandardize.Cleanup(mol)
+    with rdBase.BlockLogs(): return _or_as_it_was(mol, rdMolStandardize.Cleanup(mol))
 
 def _neutral(mol: Chem.Mol) -> Chem.Mol:
     from rdkit.Chem.MolStandardize import rdMolStandardize
-    with rdBase.BlockLogs(): return rdMolStandardize.Uncharger().uncharge(mol)
+    with rdBase.BlockLogs(): return _or_as_it_was(mol, rdMolStandardize.Uncharger().uncharge(mol))
 
 def _without_isotopes(mol: Chem.Mol) -> Chem.Mol:
     copy = Chem.RWMol(mol)
     for atom in copy.GetAtoms(): atom.SetIsotope(0)
-    return Chem.RemoveHs(copy)  # deuterium stood there as an atom
+    return _or_as_it_was(mol, Chem.RemoveHs(copy))  # deuterium stood there as an atom
 
 def _flat(mol: Chem.Mol) -> Chem.Mol:
     copy = Chem.RWMol(mol)
     Chem.RemoveStereochemistry(copy)
-    return copy.GetMol()
+    return _or_as_it_was(mol, copy.GetMol())
 
 # %% ../../nbs/chem/01_molecules.ipynb #315eacf6
 _STEPS: tuple[tuple[str, str, Callable[[Chem.Mol], Chem.Mol]], ...] = (  # setting, in words, what it does
@@ -115,22 +119,30 @@ class Standardised:
     changes: tuple[str, ...]  # what was done to it, in words
 
 # %% ../../nbs/chem/01_molecules.ipynb #e437ecc3
+def apply_rule(
+    mol: Chem.Mol,           # a molecule
+    written: str,            # its SMILES, for messages
+    rule: Standardisation,   # what is to be done to it
+) -> tuple[Chem.Mol, tuple[str, ...]]:  # what a model sees, and what was done, in words
+    "`standardise` for a molecule that was read already."
+    _check_fragments(mol, written, rule)
+    changes = []
+    for setting, words, step in _STEPS:
+        if getattr(rule, setting) not in (True, 'parent'): continue
+        after = step(mol)
+        if after is not mol: changes.append(words)
+        mol = after
+    _check_size(mol, written, rule)
+    return mol, tuple(changes)
+
 def standardise(
     smiles: str,                                # one molecule, perhaps with a name behind a blank
     rule: Standardisation = DEFAULT_RULE,       # what is to be done to it
 ) -> Standardised:
     "The molecule that stands for what is written; raises `DataError` when there is none, or the rule refuses it."
     text, name = divide_smiles(smiles)
-    mol = parse_smiles(text)
-    _check_fragments(mol, text, rule)
-    changes = []
-    for setting, words, step in _STEPS:
-        if getattr(rule, setting) not in (True, 'parent'): continue
-        after = step(mol)
-        if after is not mol and Chem.MolToSmiles(after) != Chem.MolToSmiles(mol): changes.append(words)
-        mol = after
-    _check_size(mol, text, rule)
-    return Standardised(Chem.MolToSmiles(mol) if changes else text, name, tuple(changes))
+    mol, changes = apply_rule(parse_smiles(text), text, rule)
+    return Standardised(Chem.MolToSmiles(mol) if changes else text, name, changes)
 
 # %% ../../nbs/chem/01_molecules.ipynb #277102e7
 def _check_fragments(mol: Chem.Mol, text: str, rule: Standardisation):
