@@ -84,7 +84,9 @@ def traits(
 
 # %% ../../nbs/chem/10_census.ipynb #8b05611e
 _KINDS = {  # what a message holds: the kind of trouble
-    'the SMILES is empty': 'no SMILES', 'cannot read it as SMILES': 'not readable as SMILES',
+    'the SMILES is empty': 'no SMILES', 'extension of CXSMILES': 'a CXSMILES extension',
+    'it is a reaction': 'a reaction', 'fragments: salts=': 'several fragments',
+    'heavy atoms, at most': 'too large', 'cannot read it as SMILES': 'not readable as SMILES',
     'it is a number, not text': 'a number where a SMILES should be', ': no value': 'no value',
     'censored': 'censored: a limit, not a value', 'a value with its error': 'a value with its error',
     'a decimal comma?': 'not a number: a decimal comma?', 'not a number': 'not a number',
@@ -168,17 +170,16 @@ def _count_row(census: Census, rows: Rows, i: int, sets: Counter):
     "Count one row, and the set of its elements; raises `DataError` where it cannot be used."
     written = rows.smiles[i]
     mol = _parsed(written)
+    asked = _has_to_be_asked(written, mol, rows.reading)
+    seen, changes = apply_rule(mol, divide_smiles(written)[0], rows.reading) if asked else (mol, ())
     canonical = Chem.MolToSmiles(mol)
-    census.identity[i] = identity(canonical)
+    census.identity[i] = identity(Chem.MolToSmiles(seen) if changes else canonical)
     census.heavy_atoms[i] = min(mol.GetNumHeavyAtoms(), 65_535)
     marks, elements = traits(mol, canonical)
     sets[elements] += 1
     for mark in marks:
         census.traits[mark] += 1
         census.examples.setdefault(mark, rows.start + i)
-    if _has_to_be_asked(written, mol, rows.reading):
-        seen, changes = apply_rule(mol, divide_smiles(written)[0], rows.reading)
-        if changes: census.identity[i] = identity(Chem.MolToSmiles(seen))
     if rows.texts is not None: census.value[i] = read_value(mol, rows.texts[i], rows.target, rows.reading)
 
 # %% ../../nbs/chem/10_census.ipynb #57370707

@@ -112,7 +112,7 @@ CLUSTER_SIMILARITIES = (0.4, 0.5, 0.6, 0.7, 0.8)  # Tanimoto, to the leader of a
 
 def _clusters(prints: Sequence[ExplicitBitVect], similarity: float) -> list[list[int]]:
     "The rows of each group: a molecule less similar than that to every leader leads a new one."
-    leaders = list(LeaderPicker().LazyBitVectorPick(prints, len(prints), 1 - similarity))
+    leaders = list(LeaderPicker().LazyBitVectorPick(prints, len(prints), 1 - similarity)) if prints else []
     known = [prints[i] for i in leaders]
     groups: list[list[int]] = [[] for _ in leaders]
     for row, own in enumerate(prints):
