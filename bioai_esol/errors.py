@@ -82,6 +82,7 @@ def config_error(
         if finding['type'] == 'extra_forbidden': return _unknown_setting(name, known)
         message = finding['msg'].removeprefix('Value error, ')
         message = message.replace('Input should', 'must').replace('Tuple should', 'must')
+        if not finding['loc']: return message  # about several settings together
         return f"{name}={finding['input']!r}: {message}"
     return ConfigError(f"{where}: " + '; '.join(dict.fromkeys(map(line, e.errors()))))
 

@@ -8,7 +8,6 @@ __all__ = ['ENOUGH_SHARED', 'AGREES_WITHIN', 'OFTEN', 'SAMPLE_SIZE', 'SAMPLE_SEE
 
 # %% ../../nbs/analysis/08_look.ipynb #6bfae129
 import math
-import re
 import shlex
 import sys
 import textwrap
@@ -34,13 +33,13 @@ from ..chem.census import (
     call_with, Census, count_rows, Helpers, helpers_for, nearest_training, Rows, ROWS_PER_PIECE, scaffolds_of,
     take_census, TRAITS, try_cluster_split, try_scaffold_split)
 from ..chem.columns import (
-    choose_columns, Columns, DOUBTFUL, LOG_MOLAR, LOGS, numeric_columns, read_number, Reading, recognise_decimal,
-    smiles_columns, to_log_molar, unit_named, UNITS)
+    choose_columns, Columns, DOUBTFUL, header_unit, LOG_MOLAR, LOGS, numeric_columns, read_number, Reading,
+    recognise_decimal, smiles_columns, to_log_molar, unit_named, UNITS)
 from ..chem.dataset import load_esol
 from ..chem.molecules import parse_smiles
 from ..chem.split import random_split, Split
 from ..chem.tables import read_table, Table, table_of
-from ..errors import BioaiError, ConfigError, DataError
+from ..errors import BioaiError, DataError
 from ..store.client import sqlite_path, store_uri
 
 # %% ../../nbs/analysis/08_look.ipynb #1b55287d
@@ -186,15 +185,6 @@ def _rows_topic(read: _Read, census: Census) -> Topic:
     return Topic('rows', text, numbers, tuple(lines + more))
 
 # %% ../../nbs/analysis/08_look.ipynb #44e07495
-def _header_unit(header: str) -> str | None:
-    "The unit that a header names."
-    plain = header.replace('_per_', '/').replace('_', ' ')
-    for inner in [*re.findall(r'[(\[]([^)\]]+)[)\]]', plain), *plain.split()]:
-        try: unit = unit_named(inner)
-        except ConfigError: continue
-        return LOG_MOLAR if 'log' in header.casefold() else unit
-    return None
-
 def _converted(numbers: np.ndarray, molecules: Sequence, unit: str) -> np.ndarray:
     "Numbers in a unit as log10(mol/L); nan where that cannot be."
     def one(number, mol):
@@ -263,7 +253,7 @@ def _witness(read: _Read, census: Census, shared: pd.DataFrame) -> tuple[str | N
     if esol:
         unit, difference, n = esol
         return unit, f'so converted, {n:,} values differ from those of ESOL by {difference:.2f} (median)'
-    header = _header_unit(read.columns.target)
+    header = header_unit(read.columns.target)
     if header: return header, 'the header names it'
     if _shape(number) == 'logarithm': return LOG_MOLAR, f'{_percent((number < 0).sum(), len(number))} are negative'
     return None, ''
@@ -608,7 +598,7 @@ def _answers(read: _Read, unit: _Unit | None) -> Iterator[Suggestion]:
             yield Suggestion(f'if {c!r} holds the molecules', again + _options(read, smiles_column=c))
     elif columns.target is None:
         for c in _likely_targets(frame, columns)[:3]:
-            named = _header_unit(c)
+            named = header_unit(c)
             said = dict(unit=named) if named not in (None, LOG_MOLAR) else {}
             yield Suggestion(f'if {c!r} is the target', again + _options(read, target=c, **said))
     if unit and unit.doubtful:

@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
@@ -70,7 +71,8 @@ def _cells(column: pd.Series, decimals: int) -> list[str]:
     "A column as text: values of an axis as short as can be, other numbers with equally many decimals."
     if column.name in (*AXES, 'value'): return [format_value(value) for value in column]
     form = f'.{decimals}f' if pd.api.types.is_float_dtype(column) else ''
-    return ['–' if pd.isna(value) else format(value, form) for value in column]
+    missing = column.isna() | column.isin([np.inf, -np.inf])  # an interval of a single value has no ends
+    return ['–' if gone else format(value, form) for value, gone in zip(column, missing)]
 
 def table_part(
     frame: pd.DataFrame,  # any table

@@ -6,7 +6,7 @@
 __all__ = ['LOGS', 'LOG_MOLAR', 'SOLUBILITY', 'TARGET_HEADERS', 'LOWEST', 'HIGHEST', 'DOUBTFUL', 'UNITS', 'Property',
            'prediction_columns', 'of_property', 'measured_property', 'Reading', 'recorded', 'read_number',
            'recognise_decimal', 'numeric_columns', 'smiles_columns', 'Columns', 'choose_columns', 'unit_named',
-           'to_log_molar']
+           'header_unit', 'check_unit', 'to_log_molar']
 
 # %% ../../nbs/chem/03_columns.ipynb #650b3fa8
 import difflib
@@ -125,7 +125,7 @@ def recorded(
     record: Mapping,  # of `Reading.record`; empty for a run from before it was kept
 ) -> Reading:
     "How the table of a run was read; molecules were once taken as they are written."
-    return Reading(**AS_WRITTEN.model_dump() | dict(record))
+    return Reading(**AS_WRITTEN.model_dump() | dict(unit=LOG_MOLAR) | dict(record))
 
 # %% ../../nbs/chem/03_columns.ipynb #4f364fb3
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?', re.ASCII | re.IGNORECASE)
@@ -297,6 +297,28 @@ def unit_named(
                       "(property=…) has any unit")
 
 # %% ../../nbs/chem/03_columns.ipynb #6d1f9998
+def header_unit(
+    header: str,     # of the measured values
+) -> str | None:     # one of `UNITS`; None where it names none
+    "The unit of solubility that a header names."
+    plain = header.replace('_per_', '/').replace('_', ' ')
+    for inner in [*re.findall(r'[(\[]([^)\]]+)[)\]]', plain), *plain.split()]:
+        try: unit = unit_named(inner)
+        except ConfigError: continue
+        return LOG_MOLAR if 'log' in header.casefold() else unit
+    return None
+
+def check_unit(
+    header: str,       # of the measured values
+    reading: Reading,  # what the user said
+):
+    "Raises `DataError` where a header names a unit that is to be converted and the user named none."
+    unit = header_unit(header) if reading.measured.is_solubility and 'unit' not in reading.model_fields_set else None
+    if unit in (None, LOG_MOLAR): return
+    raise DataError(f"the target {header!r} seems to be in {unit}: unit={unit!r} converts it, unit={LOG_MOLAR!r} says "
+                    "that it is a logarithm all the same")
+
+# %% ../../nbs/chem/03_columns.ipynb #cc5a1988
 def to_log_molar(
     value: float,       # as measured
     unit: str | None,   # one of `UNITS`; None where it was never stated

@@ -21,8 +21,8 @@ import pandas as pd
 from rdkit import Chem
 
 from .columns import (
-    choose_columns, Columns, DOUBTFUL, LOG_MOLAR, LOGS, measured_property, of_property, Property, read_number,
-    Reading, recognise_decimal, to_log_molar, unit_named)
+    check_unit, choose_columns, Columns, DOUBTFUL, LOG_MOLAR, LOGS, measured_property, of_property, Property,
+    read_number, Reading, recognise_decimal, to_log_molar, unit_named)
 from .molecules import canonical_smiles, parse_smiles, Standardised, standardise
 from .tables import dataset_version, read_table, Table
 from ..errors import DataError
@@ -185,8 +185,9 @@ def _remarks(frame: pd.DataFrame) -> list[str]:  # of a data set
     remarks = []
     if len(twice):
         differ = (twice.label_range > 0).sum()
-        remarks.append(f"{_molecules(len(twice))} in more than one row, and {differ} of them with values that differ, "
-                       f"by up to {twice.label_range.max():.2f}")
+        apart = f"{differ} of them with values that differ, by up to {twice.label_range.max():.2f}"
+        remarks.append(f"{_molecules(len(twice))} in more than one row, "
+                       f"{f'and {apart}' if differ else 'with the same value each time'}")
     if len(high):
         remarks.append(f"{_molecules(len(high))} above {DOUBTFUL:g} {LOG_MOLAR}, up to {high.max():.2f}: "
                        "more than can be dissolved")
@@ -261,13 +262,14 @@ def listed(
     more = [f'… and {len(lines) - MAX_LISTED:,} more'] if len(lines) > MAX_LISTED else []
     return ''.join(f'\n  {line}' for line in [*lines[:MAX_LISTED], *more])
 
-def _in_words(table: Table, reading: Reading) -> str:
-    "How a file was read."
+def _in_words(table: Table, reading: Reading, merged: int) -> str:
+    "How a file was read; `merged` rows went into another one of their molecule."
     comma = ' with a decimal comma' if reading.decimal == ',' else ''
     parts = [table.how, f"SMILES from {reading.smiles_column!r}", f"target {reading.target!r}{comma}"]
     if not reading.measured.is_solubility: parts.append(f"which is {reading.measured.label}")
     elif reading.unit not in (None, LOG_MOLAR): parts.append(f"converted from {reading.unit} to {LOG_MOLAR}")
     if reading.name_column: parts.append(f"names from {reading.name_column!r}")
+    if merged: parts.append(f"{merged:,} rows fewer, by the {reading.duplicates} of each molecule")
     if table.blank: parts.append(f"{table.blank} blank row{'s' * (table.blank > 1)} left out")
     return ', '.join(parts)
 
@@ -303,6 +305,7 @@ def read_dataset(
     table = read_table(path, reading.separator, reading.encoding)
     if table.frame.empty and not table.misfits: raise DataError(f"no molecules in {path}")
     columns = choose_columns(table, reading)
+    check_unit(columns.target, reading)
     own = dict(smiles_column=columns.smiles, target=columns.target, name_column=columns.name)
     decimal = reading.decimal or recognise_decimal(table.frame[columns.target].tolist())
     unit = unit_named(reading.unit) if reading.unit and reading.measured.is_solubility else reading.unit
@@ -312,11 +315,12 @@ def read_dataset(
     as_written = {i: row.written for i, row in enumerate(usable) if row.molecule.changes}
     frame = _frame(usable, reading)
     if reading.duplicates != 'keep':
+        first = frame.smiles.map(canonical_smiles).drop_duplicates().index
+        as_written = {new: as_written[old] for new, old in enumerate(first) if old in as_written}
         frame = _merged(frame, reading.duplicates)
-        as_written = {}
     version = _version(table, reading, any(row.molecule.changes for row in usable))
     return Dataset(table.path.stem, frame, version, str(table.path.resolve()), tuple(refused), reading,
-                   _in_words(table, reading), as_written)
+                   _in_words(table, reading, len(usable) - len(frame)), as_written)
 
 # %% ../../nbs/chem/04_dataset.ipynb #b1e0e478
 def load_table(

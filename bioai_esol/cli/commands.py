@@ -85,7 +85,7 @@ def _dataset(args) -> 'Dataset':  # noqa: F821
     if dataset.skipped: said.append(f"{_plural(len(dataset.skipped), 'row')} left out:{listed(list(dataset.skipped))}")
     alone = getattr(args, 'json', False) or args.command == 'benchmark'  # their standard output is a document
     out = sys.stderr if alone else sys.stdout
-    if said: print(*said, sep='\n', file=out, flush=True)
+    if said: print(as_options('\n'.join(said), args), file=out, flush=True)
     return dataset
 
 # %% ../../nbs/cli/02_commands.ipynb #0a34f2d6

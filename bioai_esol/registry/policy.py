@@ -188,7 +188,9 @@ def _gap(run: Mapping, policy: Policy) -> Rule:
     limit = policy.gap_threshold
     if gap is None: return Rule('gap', False, 'generalisation_gap not logged or not finite')
     relation = '<' if gap < limit else 'is not below'
-    return Rule('gap', gap < limit, f"generalisation_gap {gap:.3f} {relation} {limit:.3g}", gap, limit)
+    digits = 6 if gap < limit and round(gap, 3) == round(limit, 3) else 3  # no `0.206 < 0.206`
+    text = f"generalisation_gap {gap:.{digits}f} {relation} {limit:.3g}"
+    return Rule('gap', gap < limit, text, gap, limit)
 
 def _not_failed(failed: str, force: bool) -> Rule:
     if not failed: return Rule('not_failed', True, 'nothing with these settings has failed in monitoring')

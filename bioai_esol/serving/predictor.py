@@ -80,7 +80,8 @@ def _why_outside(taught: _Taught, molecule: Standardised, near: float) -> list[s
     "Every reason for which a molecule is outside the domain; `near` is its similarity to the training molecules."
     new = novelties(molecule.smiles, taught.known)
     reasons = [f"no training molecule has {', '.join(new)}"] if new else []
-    if 'largest fragment' in molecule.changes: reasons.append('one of several fragments, asked about alone')
+    if 'largest fragment' in molecule.changes and not taught.domain.get('cut_out'):
+        reasons.append('predicted as its largest fragment, and no training molecule had several')
     if near < taught.limit: reasons.append(f"similarity {near:.2f} is below {taught.limit:.2f}")
     return reasons
 

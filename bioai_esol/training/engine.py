@@ -65,8 +65,9 @@ class Task:
         return {part: self.dataset.y[getattr(self.split, part)].astype(np.float64) for part in PARTS}
     @cached_property
     def domain(self) -> dict:
-        "The applicability domain: `training` molecules, and the `limit` of similarity to one of them."
-        return _domain([self.dataset.smiles[i] for i in self.split.train])
+        "The applicability domain: `training` molecules, the `limit` of similarity to one of them; were any cut out?"
+        cut_out = any('.' in self.dataset.as_written.get(int(i), '') for i in self.split.train)
+        return _domain([self.dataset.smiles[i] for i in self.split.train]) | (dict(cut_out=True) if cut_out else {})
 
 # %% ../../nbs/training/03_engine.ipynb #7d2e0c03
 def make_task(
@@ -314,6 +315,7 @@ def one_row_history(
     loss = rmse(y['train'], predicted['train']) ** 2
     return _history([epoch_figures(y, predicted['train'], predicted['val'], loss)])
 
+# %% ../../nbs/training/03_engine.ipynb #7deece8a
 def score_fitted(
     config: TrainConfig,         # of the model, or an `EnsembleConfig`
     info: dict,                  # of `FittedModel`, without `spread` and `scores`
@@ -323,13 +325,14 @@ def score_fitted(
 ) -> TrainResult:
     "Score a model that has no epochs."
     mean, spread = FittedModel(info, weights).predict(task.molecules)
-    predicted = {part: mean[rows] for part, rows in task.rows.items()}
+    rows_of = {part: rows.numpy() for part, rows in task.rows.items()}  # a tensor of one row is a number to numpy
+    predicted = {part: mean[rows] for part, rows in rows_of.items()}
     history = one_row_history(task.y, predicted)
     best = _Best(1, {name: float(value) for name, value in history.iloc[0].items()})
     if not np.isfinite(spread).all():
         info = info | dict(spread=max(best.figures['val_rmse'], MIN_SPREAD))
         spread = np.full(len(mean), info['spread'])
-    score = score_test(task.y, predicted, {part: spread[rows] for part, rows in task.rows.items()})
+    score = score_test(task.y, predicted, {part: spread[rows] for part, rows in rows_of.items()})
     return TrainResult(config, history, best.summary | score.figures, weights, predicted['test'], seconds,
                        info=info | dict(scores=score.scores), half_widths=score.half_widths)
 
