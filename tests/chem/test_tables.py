@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, HealthCheck, settings
 from hypothesis import strategies as st
 
-from bioai_esol.chem.columns import Reading
+from bioai_esol.chem.columns import Reading, recorded
 from bioai_esol.chem.dataset import dataset_version, load_esol, load_table, read_dataset
 from bioai_esol.chem.tables import read_table
 from bioai_esol.errors import BioaiError, DataError
@@ -184,3 +184,14 @@ def test_any_bytes_are_read_or_refused_by_name(table, content, name):
         read_table(path)
     except DataError as e:
         assert name in str(e)
+
+
+def test_a_unit_in_the_header_is_not_overlooked(table):
+    "Whoever names a column of mg/L and no unit is asked: what little of it could be a logarithm would train."
+    path = table('smiles,S [mg/L]\nCCO,1.5\nc1ccccc1,1790\n')
+    with pytest.raises(BioaiError, match="seems to be in mg/L: unit='mg/L' converts it, unit='log10"):
+        load_table(path, target='S [mg/L]')
+    assert load_table(path, target='S [mg/L]', unit='mg/L').y[1] == pytest.approx(-1.64, abs=1e-3)
+    said = table('smiles,S [mg/L]\nCCO,1.5\nc1ccccc1,-1.8\n')
+    data = load_table(said, target='S [mg/L]', unit='log10(mol/L)')
+    assert data.y.tolist() == pytest.approx([1.5, -1.8]) and recorded(data.reading.record()) == data.reading

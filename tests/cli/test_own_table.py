@@ -150,3 +150,13 @@ def test_molecules_in_two_parts_of_a_split_are_counted(here):
     [run] = load_runs('mine', tracking_uri=uri_of(here.folder)).to_dict('records')
     assert 10 < int(run['split_leakage']) < 40
     assert f"note: {run['split_leakage']} molecules are in more than one part of the split" in done.stdout
+
+
+def test_ten_molecules_go_the_whole_way(here):
+    "One molecule for validation and one for the test: little can be said of such a model, and that is said."
+    fresh(here.folder)
+    load_esol().frame.iloc[::113].head(10).to_csv(here.folder / 'ten.csv', index=False)
+    done = here('train', *RIDGE, '--data', 'ten.csv')
+    assert done.returncode == 0 and '1 trained' in done.stdout, done.stdout + done.stderr
+    done = here('promote', '--run-tag', 'mine', '--dry-run', *EASY_OPTIONS)
+    assert '1 test molecules are few' in done.stdout or 'not logged or not finite' in done.stdout
