@@ -21,10 +21,11 @@ from ..models.architectures import ARCHITECTURES
 from ..models.fitted import MoleculeSet
 from ..training.config import TrainConfig
 from ..errors import BioaiError, DataError
+from ..chem.census import cores
 from ..chem.columns import measured_property, of_property
 from ..chem.dataset import Dataset, load_esol
 from ..sweep.ensemble import best_mean
-from ..sweep.grid import cores, Grid, PRESETS
+from ..sweep.grid import Grid, PRESETS
 from ..stats.conformal import coverage
 from ..training.lineage import code_digest, machine
 from ..stats.metrics import bootstrap_rmse, fold_rmse_difference, mae, rmse

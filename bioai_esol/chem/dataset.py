@@ -280,10 +280,10 @@ def _frame(rows: list[_Row], reading: Reading) -> pd.DataFrame:
     frame = pd.DataFrame(values, columns=['name', 'smiles', reading.measured.column])
     return of_property(frame, reading.measured)
 
-def _merged(frame: pd.DataFrame, how: str) -> pd.DataFrame:
+def _merged(frame: pd.DataFrame, canonical: pd.Series, how: str) -> pd.DataFrame:
     "One row per molecule, in the order of their first rows."
     measured = measured_property(frame).column
-    groups = frame.groupby(frame.smiles.map(canonical_smiles), sort=False)
+    groups = frame.groupby(canonical, sort=False)
     merged = groups.agg({'name': 'first', 'smiles': 'first', measured: how})
     return of_property(merged.reset_index(drop=True), measured_property(frame))
 
@@ -315,9 +315,9 @@ def read_dataset(
     as_written = {i: row.written for i, row in enumerate(usable) if row.molecule.changes}
     frame = _frame(usable, reading)
     if reading.duplicates != 'keep':
-        first = frame.smiles.map(canonical_smiles).drop_duplicates().index
-        as_written = {new: as_written[old] for new, old in enumerate(first) if old in as_written}
-        frame = _merged(frame, reading.duplicates)
+        same = frame.smiles.map(canonical_smiles)
+        as_written = {i: as_written[row] for i, row in enumerate(same.drop_duplicates().index) if row in as_written}
+        frame = _merged(frame, same, reading.duplicates)
     version = _version(table, reading, any(row.molecule.changes for row in usable))
     return Dataset(table.path.stem, frame, version, str(table.path.resolve()), tuple(refused), reading,
                    _in_words(table, reading, len(usable) - len(frame)), as_written)
