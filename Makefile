@@ -40,8 +40,8 @@ test: $(READY)   ## every notebook as a test, then tests/
 	@echo "notebooks"; $(BIN)/python .ci/outputs.py --compare -j 2
 	@echo "tests/"; $(BIN)/pytest
 
-test-long: $(READY) ## five hundred random lives of a registry; about half an hour
-	@BIOAI_SEQUENCES=500 $(BIN)/pytest --dist load tests/registry/test_lifecycle.py
+test-long: $(READY) ## five hundred random lives of a registry, and as many command lines; under an hour
+	@BIOAI_SEQUENCES=500 $(BIN)/pytest --dist load tests/registry/test_lifecycle.py tests/cli/test_fuzz.py
 
 check: $(READY)  ## drift between notebooks, package, README, outputs and pages; the grain of the code; lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ./.ci/check

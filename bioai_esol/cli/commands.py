@@ -311,6 +311,8 @@ def _beside(table, predictions, smiles: str) -> 'pd.DataFrame':  # noqa: F821
     return table.assign(**new)
 
 # %% ../../nbs/cli/02_commands.ipynb #c604567d
+_WORDS = ['why', 'read_as', 'error']  # columns of words, which a terminal has no room for beside the numbers
+
 def _predict(args) -> int:
     if bool(args.smiles) == bool(args.input):
         args.usage('give molecules as arguments or a table with --input, one of the two')
@@ -319,22 +321,33 @@ def _predict(args) -> int:
     champion = load_champion(tracking_uri=args.tracking_uri)
     table, smiles = _asked(args, asked, champion)
     predictions = champion.predict(table[smiles].tolist())
-    out = _beside(table, predictions, smiles)
+    document = args.json or args.output
+    out = _beside(table, predictions if document else predictions.drop(columns=_WORDS), smiles)
     failed = predictions.error != ''
     if args.output: _write_csv(out, args.output)
     if args.explain: print(_explain(champion, predictions, args.explain), file=sys.stderr if args.json else sys.stdout)
     if args.json: print(_json(out.to_dict('records')))
     elif args.output: print(f"{len(out)} molecules, {failed.sum()} with an error, written to {args.output}")
-    else: print(_prediction_text(out, champion.property.column))
+    else: print(_prediction_text(out, predictions, champion.property.column))
     return 2 if len(failed) and failed.all() else 0
 
-def _prediction_text(table, column: str) -> str:
-    "Predictions with as many digits as they deserve; columns that say nothing are left out."
-    empty = [c for c in ('why', 'read_as', 'error') if c in table and not table[c].any()]
-    table = table.drop(columns=empty)
+# %% ../../nbs/cli/02_commands.ipynb #0065371c
+def _prediction_text(
+    table,        # the molecules with the numbers that were predicted
+    predictions,  # the predictions, with the words that belong to them
+    column: str,  # the column of predicted values
+) -> str:
+    "Predictions with as many digits as they deserve, and under them a line for each molecule that needs words."
     three = dict.fromkeys((column, 'low', 'high'), '{:.3f}')
     digits = three | dict(similarity='{:.2f}', solubility_mol_per_l='{:.3g}')
-    return table.to_string(index=False, formatters={c: text.format for c, text in digits.items() if c in table})
+    text = table.to_string(index=False, formatters={c: text.format for c, text in digits.items() if c in table})
+    return text + ''.join(_under(_remark(p), 2) for p in predictions.itertuples())
+
+def _remark(p) -> str:
+    "What there is to say of one prediction beyond its numbers."
+    said = [p.error, p.read_as and f'read as {p.read_as}', p.why]
+    text = '; '.join(filter(None, said))
+    return text and f'{p.smiles}: {text}'
 
 # %% ../../nbs/cli/02_commands.ipynb #347299ff
 def _explain(champion, predictions, folder: str) -> str:

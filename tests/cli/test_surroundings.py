@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from helpers import PROGRAM, fresh, sweep_here
+from helpers import EASY_OPTIONS, PROGRAM, SMALL, fresh, sweep_here
 from stores import answers, free_port, process
 
 RIDGE = ['train', '--architecture', 'ridge', '--run-tag', 'r']
@@ -131,3 +131,39 @@ def test_a_database_whose_folder_may_not_be_entered(nameless, tmp_path):
             assert done.returncode == 2 and f'✗ database {place}/mlflow.db: cannot be opened: Permission denied' in done.stdout, done.stdout
     finally:
         closed.chmod(0o755)
+
+
+ANOTHER = 54321  # a user id without an entry in passwd
+
+
+@pytest.fixture
+def container(tmp_path):
+    "container(*args): the program as in a container: no HOME, no passwd entry, nothing writable but the working folder; the code belongs to another user."
+    rights = ['+dac_read_search']  # may look into any folder, as an image's user may, and write into none of them
+    command = ['setpriv', '--reuid', ANOTHER, '--regid', ANOTHER, '--clear-groups', '--inh-caps', *rights, '--ambient-caps', *rights]
+    command = [str(part) for part in command]
+    if not shutil.which('setpriv') or subprocess.run([*command, 'true'], capture_output=True).returncode:
+        pytest.skip('only root may become another user')
+    folder = Path(tempfile.mkdtemp(prefix='container-'))
+    os.chown(folder, ANOTHER, ANOTHER)
+    env = {name: os.environ[name] for name in ('PATH', 'LANG') if name in os.environ} | dict(PYTHONDONTWRITEBYTECODE='1')
+    env |= dict(GIT_CONFIG_COUNT='1', GIT_CONFIG_KEY_0='safe.directory', GIT_CONFIG_VALUE_0='*')  # git's own advice about a checkout of somebody else
+
+    def run(*args):
+        return subprocess.run([*command, PROGRAM, *map(str, args)], cwd=folder, capture_output=True, text=True, timeout=300, env=env)
+    yield run
+    shutil.rmtree(folder)
+
+
+def test_from_sweep_to_prediction_in_a_container(container):
+    "On networks: descriptors, which find no home to be kept in, take a minute."
+    done = container('sweep', *SMALL, '--hidden-dim', '8', '--weight-decay', '0', '--epochs', '6', '--run-tag', 'r')
+    assert done.returncode == 0 and '2 trained, 0 finished before, 0 failed' in done.stdout, done.stderr
+    done = container('promote', '--run-tag', 'r', *EASY_OPTIONS)
+    assert done.returncode == 0 and 'champion: version 1' in done.stdout, done.stdout + done.stderr
+    done = container('predict', 'CCO', '--json')
+    [row] = json.loads(done.stdout)
+    assert row['domain'] == 'inside' and row['model_version'] == '1' and 'Traceback' not in done.stderr
+    for command in (['doctor'], ['report']):
+        done = container(*command)
+        assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stdout + done.stderr
