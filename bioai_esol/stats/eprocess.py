@@ -34,7 +34,7 @@ def alarm_look(
     if not reached.shape[-1]: return np.full(reached.shape[:-1], np.inf)
     return np.where(reached.any(axis=-1), reached.argmax(axis=-1) + 1., np.inf)
 
-# %% ../../nbs/stats/03_eprocess.ipynb #a492d5bf
+# %% ../../nbs/stats/03_eprocess.ipynb #a37f3881
 FIRST_START = .5   # share of the capital that is staked from the first observation on
 START_SCALE = 200  # observations after which the reserve begins to fall slowly
 
@@ -43,8 +43,8 @@ def start_reserve(
 ) -> np.ndarray:     # (n + 1,) after 0, 1, …, n observations: falling from 1, above 0
     """The share of the capital that has no start yet: R(0) = 1, R(t) = (1 − a) / (1 + log(1 + (t − 1) / s)).
 
-    a is `FIRST_START`, s is `START_SCALE`. What begins to play with observation t is w(t) = R(t − 1) − R(t); all weights
-    together are below 1, whatever n is."""
+    a is `FIRST_START`, s is `START_SCALE`. What begins to play with observation t is w(t) = R(t − 1) − R(t); all
+    weights together are below 1, whatever n is."""
     later = (1 - FIRST_START) / (1 + np.log1p(np.arange(n) / START_SCALE))
     return np.concatenate([[1.], later])
 
@@ -189,7 +189,7 @@ def _bisection(is_above, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         high = np.where(above, middle, high)
     return (low + high) / 2
 
-# %% ../../nbs/stats/03_eprocess.ipynb #aa6bf047
+# %% ../../nbs/stats/03_eprocess.ipynb #648f4ef6
 def coverage_sequence(
     missed: ArrayLike,    # (…, n) 1 where the measured value lies outside its interval, else 0
     level: float = .95,   # chance that the intervals of a whole life hold the true coverage
@@ -197,7 +197,8 @@ def coverage_sequence(
     """Share of molecules inside their intervals, with a confidence sequence.
 
     The interval after t molecules with s misses has every miss rate q with
-    log B(s + 1, t − s + 1) − s log q − (t − s) log(1 − q) < log(1/α), where B is the beta function and α = 1 − level."""
+    log B(s + 1, t − s + 1) − s log q − (t − s) log(1 − q) < log(1/α),
+    where B is the beta function and α = 1 − level."""
     from scipy.special import betaln, xlogy
     _require_share('level', level)
     missed = _finite(missed, 'missed')
