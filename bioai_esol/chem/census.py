@@ -43,21 +43,43 @@ def identity(
 
 # %% ../../nbs/chem/10_census.ipynb #0c0e3e3a
 TRAITS = {  # name: what it is, in words
-    'salt': 'salts (several fragments, with charges)', 'hydrate': 'hydrates',
-    'mixture': 'mixtures, or salts written neutral', 'charged': 'ions, zwitterions, nitro groups with their charges',
+    'salt': 'salts', 'hydrate': 'hydrates', 'mixture': 'solvates, co-crystals or mixtures',
+    'charged': 'ions, zwitterions, nitro groups with their charges',
     'net charge': 'with a net charge', 'isotope': 'with isotopes marked', 'stereo': 'with stereochemistry marked',
     'dummy': 'with atoms that are no element (*)', 'no carbon': 'without carbon', 'acyclic': 'without a ring'}
 _CHARGE = re.compile(r'\[[^\]]*[+-]')
+_CHARGES = re.compile(r'\[[^\]]*?([+-]\d*)(?::\d+)?\]')
+_WATER = ('O', '[2H]O[2H]', '[2H]O')
+_COUNTER_IONS = frozenset((  # acids and bases that a salt is made with, as a table without charges writes them
+    'Cl', 'Br', 'I', 'F', 'O=S(=O)(O)O', 'O=P(O)(O)O', 'O=[N+]([O-])O', '[O-][Cl+3]([O-])([O-])O', 'N',
+    'CS(=O)(=O)O', 'CCS(=O)(=O)O', 'O=S(=O)(O)c1ccccc1', 'Cc1ccc(S(=O)(=O)O)cc1', 'O=C(O)C(F)(F)F',
+    'O=CO', 'CC(=O)O', 'O=C(O)C(=O)O', 'O=C(O)CCC(=O)O', 'O=C(O)C=CC(=O)O', 'O=C(O)CC(=O)O',
+    'O=C(O)C(O)C(O)C(=O)O', 'O=C(O)CC(O)(CC(=O)O)C(=O)O', 'CC(O)C(=O)O', 'NCCO', 'OCCNCCO', 'CCN(CC)CC'))
+_STEREO = re.compile(r'@{1,2}|[/\\]')
 _ISOTOPE = re.compile(r'\[\d')
 
-def _fragments(canonical: str) -> str:
-    "Which kind of several fragments it is."
-    if _CHARGE.search(canonical): return 'salt'
-    return 'hydrate' if 'O' in canonical.split('.') else 'mixture'
+# %% ../../nbs/chem/10_census.ipynb #45ce09bf
+def _net_charge(fragment: str) -> int:
+    "The charge of a fragment; that of a nitro group is none."
+    signs = _CHARGES.findall(fragment)
+    return sum(int(sign if sign[1:] else f'{sign}1') for sign in signs)
 
+def _is_counter_ion(fragment: str) -> bool:
+    "Is it an acid or base that salts are made with? Fumaric and maleic acid are one, and so are both tartaric ones."
+    flat = re.sub(r'\[(C)H\d?\]', r'\1', _STEREO.sub('', fragment))
+    return flat in _COUNTER_IONS
+
+def _fragments(canonical: str) -> Iterator[str]:
+    "Which kind of several fragments it is: a salt may be a hydrate, too."
+    dry = [fragment for fragment in canonical.split('.') if fragment not in _WATER]
+    if len(dry) < canonical.count('.') + 1: yield 'hydrate'
+    if any(map(_net_charge, dry)) or len(dry) > 1 and any(map(_is_counter_ion, dry)): yield 'salt'
+    elif len(set(dry)) > 1: yield 'mixture'
+
+# %% ../../nbs/chem/10_census.ipynb #f2907523
 def _marks(canonical: str) -> Iterator[str]:
     "What a canonical SMILES shows."
-    if '.' in canonical: yield _fragments(canonical)
+    if '.' in canonical: yield from _fragments(canonical)
     if '*' in canonical: yield 'dummy'
     if '@' in canonical or '/' in canonical or '\\' in canonical: yield 'stereo'
     if '[' not in canonical: return

@@ -23,7 +23,7 @@ from rdkit import Chem
 from .columns import (
     check_unit, choose_columns, Columns, DOUBTFUL, LOG_MOLAR, LOGS, measured_property, of_property, Property,
     read_number, Reading, recognise_decimal, to_log_molar, unit_named)
-from .molecules import canonical_smiles, parse_smiles, Standardised, standardise
+from .molecules import canonical_smiles, parse_smiles, read_and_standardise, Standardised
 from .tables import dataset_version, read_table, Table
 from ..errors import DataError
 
@@ -217,8 +217,8 @@ class _Row:
 
     @classmethod
     def read(cls, written: str, text: str, name: str, target: str, reading: Reading) -> '_Row':
-        molecule = standardise(written, reading)
-        value = read_value(parse_smiles(written), text, target, reading)
+        mol, molecule = read_and_standardise(written, reading)
+        value = read_value(mol, text, target, reading)
         return cls(name.strip() or molecule.name or molecule.smiles, molecule, value, written)
 
 def _usable_rows(table: Table, columns: Columns, reading: Reading) -> tuple[list[_Row], list[str]]:

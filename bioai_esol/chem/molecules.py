@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_RULE', 'AS_WRITTEN', 'divide_smiles', 'parse_smiles', 'as_text', 'canonical_smiles', 'Standardisation',
-           'Standardised', 'apply_rule', 'standardise', 'fingerprint', 'similarity']
+           'Standardised', 'apply_rule', 'read_and_standardise', 'standardise', 'fingerprint', 'similarity']
 
 # %% ../../nbs/chem/01_molecules.ipynb #093315fe
 from collections.abc import Callable, Sequence
@@ -135,14 +135,23 @@ def apply_rule(
     _check_size(mol, written, rule)
     return mol, tuple(changes)
 
+def read_and_standardise(
+    smiles: str,             # one molecule, perhaps with a name behind a blank
+    rule: Standardisation,   # what is to be done to it
+) -> tuple[Chem.Mol, Standardised]:  # as it is written, and as a model sees it
+    "`standardise`, with the molecule that was read on the way: what was weighed was the salt."
+    text, name = divide_smiles(smiles)
+    mol = parse_smiles(text)
+    seen, changes = apply_rule(mol, text, rule)
+    return mol, Standardised(Chem.MolToSmiles(seen) if changes else text, name, changes)
+
+# %% ../../nbs/chem/01_molecules.ipynb #68735bc7
 def standardise(
     smiles: str,                                # one molecule, perhaps with a name behind a blank
     rule: Standardisation = DEFAULT_RULE,       # what is to be done to it
 ) -> Standardised:
     "The molecule that stands for what is written; raises `DataError` when there is none, or the rule refuses it."
-    text, name = divide_smiles(smiles)
-    mol, changes = apply_rule(parse_smiles(text), text, rule)
-    return Standardised(Chem.MolToSmiles(mol) if changes else text, name, changes)
+    return read_and_standardise(smiles, rule)[1]
 
 # %% ../../nbs/chem/01_molecules.ipynb #277102e7
 def _check_fragments(mol: Chem.Mol, text: str, rule: Standardisation):
