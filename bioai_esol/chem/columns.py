@@ -28,8 +28,8 @@ from ..errors import ConfigError, DataError
 LOGS = 'logS'
 LOG_MOLAR = 'log10(mol/L)'
 _ALSO_LOGS = ('logs', 'log_solubility', 'solubility', 'aqueous solubility', 'log solubility')
-_AFTER = ('low', 'high', 'unit', 'solubility_mol_per_l', 'similarity', 'domain', 'why', 'read_as', 'model_version',
-          'error')
+_AFTER = ('low', 'high', 'unit', 'solubility_mol_per_l', 'similarity', 'domain', 'why', 'read_as', 'trusted',
+          'model_version', 'error')
 _TAKEN = ('name', 'smiles', 'row', 'predicted', *_AFTER, 'scaffold', 'share', 'heavy_atoms')  # no names of properties
 
 # %% ../../nbs/chem/03_columns.ipynb #4e592327

@@ -145,12 +145,16 @@ def _next(run_tag: str, of, threshold: float) -> str:
             f"{f'in {of.unit}' if of.unit else f'in values of {of.name}'}; the default is one for logS")
 
 # %% ../../nbs/cli/02_commands.ipynb #dbc8f602
-def _promote(args) -> int:
+def _policy(args) -> 'Policy':  # noqa: F821
+    "The thresholds that were given as options; each command has those that it uses."
     from bioai_esol.registry.policy import Policy
+    given = {name: getattr(args, name, None) for name in Policy.model_fields}
+    return Policy(**{name: value for name, value in given.items() if value is not None})
+
+def _promote(args) -> int:
     from bioai_esol.registry.promotion import promote
     if args.version and args.run_tag: args.usage('give --run-tag or --version, one of the two')
-    thresholds = {name: getattr(args, name) for name in Policy.model_fields}
-    policy = Policy(**{name: value for name, value in thresholds.items() if value is not None})
+    policy = _policy(args)
     outcome = promote(args.run_tag, policy, tracking_uri=args.tracking_uri, allow_dirty=args.allow_dirty,
                       dry_run=args.dry_run, version=args.version, force=args.force)
     if args.json: print(_json(_promotion_record(outcome)))
@@ -311,7 +315,7 @@ def _beside(table, predictions, smiles: str) -> 'pd.DataFrame':  # noqa: F821
     return table.assign(**new)
 
 # %% ../../nbs/cli/02_commands.ipynb #c604567d
-_WORDS = ['why', 'read_as', 'error']  # columns of words, which a terminal has no room for beside the numbers
+_WORDS = ['why', 'read_as', 'trusted', 'error']  # columns of words, which a terminal has no room for beside the numbers
 
 def _predict(args) -> int:
     if bool(args.smiles) == bool(args.input):
@@ -319,6 +323,8 @@ def _predict(args) -> int:
     asked = _read_molecules(args) if args.input else None
     from bioai_esol.serving.predictor import load_champion
     champion = load_champion(tracking_uri=args.tracking_uri)
+    if champion.distrusted:
+        print(f"version {champion.version} is not trusted: {champion.distrusted}", file=sys.stderr)
     table, smiles = _asked(args, asked, champion)
     predictions = champion.predict(table[smiles].tolist())
     document = args.json or args.output

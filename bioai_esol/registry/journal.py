@@ -70,7 +70,7 @@ class _Stored:
 class Entry(_Stored):
     "One decision about the registry."
     id: str                  # milliseconds since 1970 and a random part: sorts by time
-    action: str              # register, candidate, promote, rollback, alias, archive, restore
+    action: str              # register, candidate, promote, rollback, distrust, acknowledge, alias, archive, restore
     outcome: str             # begun, done, refused, undone
     version: str | None      # the version it is about
     run_id: str | None       # the run it is about

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'STATUSES', 'STATUS_METRICS', 'find_version', 'run_of', 'checksums', 'fetch_model',
-           'verify_model_files', 'champion_findings', 'make_candidate', 'crown', 'Rollback', 'rollback_html',
-           'rollback', 'set_alias', 'archive', 'restore', 'status', 'check']
+           'verify_model_files', 'champion_findings', 'make_candidate', 'crown', 'former_champion', 'Rollback',
+           'rollback_html', 'roll_back', 'rollback', 'distrust', 'distrusted', 'trust_again', 'set_alias', 'archive',
+           'restore', 'status', 'check']
 
 # %% ../../nbs/registry/03_versions.ipynb #6a17f930
 import hashlib, html, re, tempfile
@@ -193,7 +194,11 @@ def _why_not(store: Store, registry: Snapshot, version: str) -> str:
         return f"version {version} failed: {registry.at(f'version/{version}/why')}"
     return verify_model_files(store, registry.versions[version])
 
-def _previous(store: Store, registry: Snapshot, champion: str | None) -> tuple[str | None, list[str]]:
+def former_champion(
+    store: Store,            # where the model files are
+    registry: Snapshot,      # as it was read
+    champion: str | None,    # whose predecessor is asked for
+) -> tuple[str | None, list[str]]:
     "The former champion to go back to, and why others before it are passed over."
     passed_over = []
     for version in _former_champions(registry, champion):
@@ -255,7 +260,7 @@ def _depose(t: Turn, champion: str, reason: str, loss: str, record: Mapping) -> 
     changes |= _becomes(champion, 'archived', f"{reason}; {loss}", demoted_at=utc_text(), successor=None)
     return t.commit('rollback', f"{reason}; {loss}", changes, champion, t.registry.versions[champion].run_id, record)
 
-def _roll_back(t: Turn, champion: str, previous: str, reason: str, record: Mapping) -> Entry:
+def _move_back(t: Turn, champion: str, previous: str, reason: str, record: Mapping) -> Entry:
     "Move `champion` back and mark the one that failed."
     why = f"champion again, because version {champion} failed: {reason}"
     failed = dict(demoted_at=utc_text(), successor=previous)
@@ -266,6 +271,26 @@ def _roll_back(t: Turn, champion: str, previous: str, reason: str, record: Mappi
     return t.commit('rollback', reason, changes, champion, t.registry.versions[champion].run_id, record)
 
 # %% ../../nbs/registry/03_versions.ipynb #4bee74dd
+def roll_back(
+    t: Turn,                        # whose turn it is
+    reason: str,                    # why
+    record: Mapping | None = None,  # what led to it, for the artifact
+) -> Rollback:
+    "Carry a rollback out within a turn; raises `BioaiError` when somebody moved `champion` at the same moment."
+    champion = t.registry.aliases.get('champion')
+    previous, passed_over = former_champion(t.store, t.registry, champion)
+    loss = _loss(t.store, t.registry, champion) if champion and not previous else ''
+    decision = decide_rollback(champion, previous, reason, passed_over, loss)
+    record = dict(record or {}, decision=decision.to_dict())
+    if decision.approved:
+        if previous: entry = _move_back(t, champion, previous, reason, record)
+        else: entry = _depose(t, champion, reason, loss, record)
+        if entry.outcome != 'done': raise BioaiError(f"not rolled back: {entry.reason}")
+    else:
+        run_id = t.registry.versions[champion].run_id if champion else None
+        t.refuse('rollback', decision.reason, champion, run_id, record)
+    return Rollback(decision, t.registry.aliases.get('champion'), champion)
+
 def rollback(reason: str, *, tracking_uri: str | None = None) -> Rollback:
     """Give `champion` back to the champion before it, and tag the failed version `status=failed_in_monitoring`.
 
@@ -303,22 +328,35 @@ def rollback(reason: str, *, tracking_uri: str | None = None) -> Rollback:
     promote : how a version becomes champion
     history : every decision on record
     """
-    store = connect(tracking_uri)
-    reason = reason.strip()
-    with turn(store) as t:
-        champion = t.registry.aliases.get('champion')
-        previous, passed_over = _previous(store, t.registry, champion)
-        loss = _loss(store, t.registry, champion) if champion and not previous else ''
-        decision = decide_rollback(champion, previous, reason, passed_over, loss)
-        record = dict(decision=decision.to_dict())
-        if decision.approved:
-            if previous: entry = _roll_back(t, champion, previous, reason, record)
-            else: entry = _depose(t, champion, reason, loss, record)
-            if entry.outcome != 'done': raise BioaiError(f"not rolled back: {entry.reason}")
-        else:
-            run_id = t.registry.versions[champion].run_id if champion else None
-            t.refuse('rollback', decision.reason, champion, run_id, record)
-        return Rollback(decision, t.registry.aliases.get('champion'), champion)
+    with turn(connect(tracking_uri)) as t: return roll_back(t, reason.strip())
+
+# %% ../../nbs/registry/03_versions.ipynb #68334179
+def distrust(
+    t: Turn,                        # whose turn it is
+    version: str,                   # the number
+    reason: str,                    # what broke the promise
+    record: Mapping | None = None,  # the evidence, for the artifact
+) -> Entry:
+    "Mark a version as not trusted."
+    changes = {f'version/{version}/distrusted': shorten(reason, 300)}
+    return t.commit('distrust', reason, changes, version, t.registry.versions[version].run_id, record)
+
+def distrusted(
+    registry: Snapshot,  # as it was read
+    version: str,        # the number
+) -> str:
+    "Why a version is not trusted; empty when it is."
+    return registry.at(f'version/{version}/distrusted') or ''
+
+def trust_again(
+    t: Turn,          # whose turn it is
+    version: str,     # the number
+    reason: str,      # why a person takes the responsibility
+    observed: int,    # observations that are settled by it: evidence counts from the next one on
+) -> Entry:
+    "Take the mark away; what was observed so far no longer counts."
+    changes = {f'version/{version}/distrusted': None, f'version/{version}/acknowledged': str(observed)}
+    return t.commit('acknowledge', reason, changes, version, t.registry.versions[version].run_id)
 
 # %% ../../nbs/registry/03_versions.ipynb #25e7c155
 _FORMER_STAGES = dict(staging="'candidate'", production="'champion'", archived='a status')
@@ -481,7 +519,8 @@ def _status_row(store: Store, registry: Snapshot, version: 'ModelVersion') -> di
     number = str(version.version)
     tags = version.tags
     run, trouble = _run_or_trouble(store, version)
-    why = '; '.join(text for text in (tags.get('why', ''), trouble) if text)
+    doubt = f"not trusted: {tags['distrusted']}" if tags.get('distrusted') else ''
+    why = '; '.join(text for text in (doubt, tags.get('why', ''), trouble) if text)
     life = dict(version=number, alias=', '.join(registry.names(number)), status=registry.status(number),
                 since=tags.get('since', ''), why=why, run_name=run.get('run_name'), run_tag=run.get('run_tag'))
     figures = {k: run.get(k) for k in (*STATUS_METRICS, 'reproduction', 'code_version')}

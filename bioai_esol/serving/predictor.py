@@ -21,7 +21,7 @@ from ..chem.molecules import as_text, fingerprint, similarity, standardise, Stan
 from ..errors import BioaiError, DataError
 from ..models.fitted import FittedModel, load_model, MoleculeSet
 from ..registry.journal import MODEL, Snapshot, snapshot
-from ..registry.versions import fetch_model, find_version
+from ..registry.versions import distrusted, fetch_model, find_version
 from .attribution import Attribution, explain
 from ..stats.conformal import half_width
 from ..store.client import connect, Store
@@ -114,6 +114,7 @@ class Predictor:
     "A trained model that predicts a property of molecules: aqueous solubility, or one of your own."
     model: FittedModel   # weights, and what they were trained on
     version: str         # number of the version of `EsolPrediction`
+    distrusted: str = '' # why watching found that it cannot be trusted; empty when it can
 
     @cached_property
     def _figures(self) -> _Figures: return _Figures(self.model)
@@ -128,8 +129,9 @@ class Predictor:
     ) -> pd.DataFrame:                        # n rows, columns `prediction_columns(property)`
         "Predict each molecule; one that cannot be read has NaN and its own `error`."
         asked = [_Asked.read(s, self._figures.reading) for s in ([smiles] if isinstance(smiles, str) else smiles)]
-        return _answered(asked, self._figures, self.property).assign(model_version=self.version)[
-            prediction_columns(self.property)]
+        trusted = f'no: {self.distrusted}' if self.distrusted else 'yes'
+        answers = _answered(asked, self._figures, self.property)
+        return answers.assign(trusted=trusted, model_version=self.version)[prediction_columns(self.property)]
 
     def explain(self,
                 smiles: str,   # one molecule
@@ -159,9 +161,10 @@ def describe_model(
 def load_predictor(
     folder: str | Path,   # holds `weights.safetensors` and `model.json`
     version: str,         # number of the registered version
+    distrusted: str = '', # why it is not trusted
 ) -> Predictor:
     "A predictor from weights on disk; raises `DataError` when they cannot be used."
-    return Predictor(load_model(folder), version)
+    return Predictor(load_model(folder), version, distrusted)
 
 # %% ../../nbs/serving/02_predictor.ipynb #4a921c2c
 def load_registered(
@@ -171,7 +174,7 @@ def load_registered(
 ) -> Predictor:
     "A version of the registry as a predictor; raises `DataError` when its files are not the registered ones."
     with tempfile.TemporaryDirectory() as folder:
-        return load_predictor(fetch_model(store, seen.versions[number], folder), number)
+        return load_predictor(fetch_model(store, seen.versions[number], folder), number, distrusted(seen, number))
 
 def load_version(version: str, *, tracking_uri: str | None = None) -> Predictor:
     """Load a registered version as a predictor.

@@ -52,7 +52,7 @@ def test_the_champion_speaks_of_its_property(folder, here):
     champion = esol.load_champion(tracking_uri=uri_of(folder))
     assert champion.property == LOGP and 'octanol water logP' in repr(champion)
     table = champion.predict(['CCCCO', 'CC(=O)[O-].[Na+]', 'OB(O)c1ccccc1', 'C1CC'])
-    assert table.columns.tolist() == ['smiles', 'octanol_water_logP', 'low', 'high', 'unit', 'similarity', 'domain', 'why', 'read_as',
+    assert table.columns.tolist() == ['smiles', 'octanol_water_logP', 'low', 'high', 'unit', 'similarity', 'domain', 'why', 'read_as', 'trusted',
                                       'model_version', 'error']
     assert table.read_as.tolist() == ['', 'CC(=O)[O-]', '', '']
     assert table.domain[2] == 'outside' and 'no training molecule has the element B' in table.why[2]
