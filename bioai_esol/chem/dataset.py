@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ESOL_SHA256', 'MAX_LISTED', 'Dataset', 'load_esol', 'duplicates', 'read_value', 'first_target', 'listed',
-           'read_dataset', 'load_table', 'load_dataset']
+           'read_dataset', 'dataset_in', 'load_table', 'load_dataset']
 
 # %% ../../nbs/chem/04_dataset.ipynb #effaefc5
 import html
@@ -302,8 +302,15 @@ def read_dataset(
     skip_bad_rows: bool = False,  # leave out rows that cannot be used
 ) -> Dataset:
     "A table of molecules and measured values; see `load_table`."
-    table = read_table(path, reading.separator, reading.encoding)
-    if table.frame.empty and not table.misfits: raise DataError(f"no molecules in {path}")
+    return dataset_in(read_table(path, reading.separator, reading.encoding), reading, skip_bad_rows)
+
+def dataset_in(
+    table: Table,               # of a file, or of a frame
+    reading: Reading,           # what is known about it
+    skip_bad_rows: bool = False,  # leave out rows that cannot be used
+) -> Dataset:
+    "The molecules and measured values of a table; see `load_table`."
+    if table.frame.empty and not table.misfits: raise DataError(f"no molecules in {table.path}")
     columns = choose_columns(table, reading)
     check_unit(columns.target, reading)
     own = dict(smiles_column=columns.smiles, target=columns.target, name_column=columns.name)
