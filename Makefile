@@ -5,7 +5,7 @@ READY  := .venv/.ready
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help env run demo test test-long check bench bench-accuracy lab docs server
+.PHONY: help env run demo test test-long check bench bench-accuracy bench-monitoring lab docs server
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 23
@@ -51,6 +51,9 @@ bench: $(READY)  ## speed: the engine beside a plain loop, the whole sweep, grow
 
 bench-accuracy: $(READY) ## accuracy: every kind of model on eleven splits; Chemprop too, after benchmarks/chemprop.py; ten minutes
 	@$(BIN)/bioai-esol benchmark --output benchmarks/accuracy
+
+bench-monitoring: $(READY) ## watching a champion: false alarms and delays in 10,000 simulated lives; four minutes
+	@$(BIN)/python benchmarks/monitoring.py --output benchmarks/monitoring.md
 
 # a notebook runs in its own folder, where the file of a store named sqlite:///mlflow.db would be another one
 lab: $(READY)    ## JupyterLab on copies of the analysis notebooks in work/, with the store of `make run`; on 127.0.0.1

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FALSE_ALARM', 'FIRST_START', 'START_SCALE', 'N_STAKES', 'BURN_IN', 'NARROWEST_AT', 'alarm_look', 'start_reserve',
-           'log_wealth', 'uniform_nodes', 'log_evidence_of_excess', 'promised_miss_rate', 'log_evidence_of_harm',
-           'expected_share', 'ConfidenceSequence', 'coverage_sequence', 'RmseDifferenceSequence',
-           'rmse_difference_sequence', 'fixed_test_size']
+           'log_wealth', 'uniform_nodes', 'log_evidence_of_excess', 'series_means', 'promised_miss_rate',
+           'log_evidence_of_harm', 'expected_share', 'ConfidenceSequence', 'coverage_sequence',
+           'RmseDifferenceSequence', 'rmse_difference_sequence', 'fixed_test_size']
 
 # %% ../../nbs/stats/03_eprocess.ipynb #da4bd27f
 import math
@@ -117,6 +117,19 @@ def log_evidence_of_excess(
         raise DataError(f'events: {outside[0]} is neither 0 or 1, nor a share between them')
     p, shares = uniform_nodes(rate, 1)
     return log_wealth(events - rate, (p - rate) / (rate * (1 - rate)), shares, start_reserve(events.shape[-1]))
+
+# %% ../../nbs/stats/03_eprocess.ipynb #fa7e3304
+def series_means(
+    values: ArrayLike,  # (n,) one per molecule: misses, or clipped differences
+    series: ArrayLike,  # (n,) of each molecule, what it shares with its relatives: a scaffold, a file, a day
+) -> np.ndarray:        # (number of series,) in the order of their first molecules
+    "One observation per series: the mean over its molecules."
+    values, series = _finite(values, 'values'), np.asarray(series)
+    if values.shape != series.shape or values.ndim != 1:
+        raise DataError(f'values {values.shape} and series {series.shape} must be two vectors of one length')
+    _, first, place = np.unique(series, return_index=True, return_inverse=True)
+    means = np.bincount(place, values) / np.bincount(place)
+    return means[np.argsort(first)]
 
 # %% ../../nbs/stats/03_eprocess.ipynb #4fe21a7a
 def promised_miss_rate(
