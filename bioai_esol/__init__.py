@@ -23,6 +23,7 @@ _HOME = {  # public name: the module that defines it
     'set_alias': 'registry.versions', 'status': 'registry.versions', 'check': 'registry.versions',
     'history': 'registry.journal',
     'load_champion': 'serving.predictor', 'load_version': 'serving.predictor',
+    'observe': 'monitoring.observations', 'watch': 'monitoring.watch', 'acknowledge': 'monitoring.watch',
     'compare': 'serving.comparison', 'SolubilityModel': 'serving.endpoint',
     'write_report': 'analysis.report',
 }
@@ -53,6 +54,8 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from .analysis.look import look as look
     from .analysis.report import write_report as write_report
     from .chem.dataset import Dataset as Dataset, load_esol as load_esol, load_table as load_table
+    from .monitoring.observations import observe as observe
+    from .monitoring.watch import acknowledge as acknowledge, watch as watch
     from .registry.journal import history as history
     from .registry.policy import choose_candidate as choose_candidate, Policy as Policy
     from .registry.promotion import promote as promote

@@ -16,6 +16,7 @@ WINGS = dict(
     sweep='grid runner ensemble',
     registry='policy journal versions promotion',
     serving='attribution predictor comparison endpoint',
+    monitoring='observations watch',
     analysis='effects figures error_analysis timeline explorer page report look',
     benchmark='splits boards',
     cli='parser commands')

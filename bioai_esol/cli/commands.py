@@ -225,6 +225,61 @@ def _restore(args) -> int:
     from bioai_esol.registry.versions import restore
     return _tell_entry(restore(args.version, args.reason, tracking_uri=args.tracking_uri))
 
+# %% ../../nbs/cli/02_commands.ipynb #c3af2811
+def _observe(args) -> int:
+    from bioai_esol.monitoring.observations import observe
+    for found in (observe(file, skip_bad_rows=args.skip_bad_rows, tracking_uri=args.tracking_uri, **_said(args))
+                  for file in args.tables):
+        print(found, flush=True)
+    return 0
+
+def _said(args) -> dict:
+    "What was said about a table, and nothing else."
+    from bioai_esol.chem.columns import Reading
+    values = {name: getattr(args, name, None) for name in Reading.model_fields}
+    return {name: value for name, value in values.items() if value is not None}
+
+def _acknowledge(args) -> int:
+    from bioai_esol.monitoring.watch import acknowledge
+    return _tell_entry(acknowledge(args.reason, tracking_uri=args.tracking_uri))
+
+# %% ../../nbs/cli/02_commands.ipynb #5e4cda62
+_SECONDS = dict(s=1, m=60, h=3600, d=86400)
+
+def _interval(text: str, args) -> float:
+    "`90`, `90s`, `10m`, `1h` or `1d` in seconds."
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _SECONDS else (text, 's')
+    try: seconds = float(number) * _SECONDS[unit]
+    except ValueError: seconds = math.nan
+    if not 1 <= seconds <= 365 * 86400: args.usage(f"--every {text!r}: give 90s, 10m, 1h or 1d")
+    return seconds
+
+def _watch(args) -> int:
+    every = _interval(args.every, args) if args.every is not None else None
+    policy = _policy(args)
+    if every is None: return _one_look(args, policy, '')[0]
+    said = ''
+    while True:
+        from bioai_esol.errors import StoreError
+        try: said = _one_look(args, policy, said)[1]
+        except StoreError as e: print(as_options(f'no look this time: {e}', args), file=sys.stderr, flush=True)
+        time.sleep(every)
+
+def _one_look(args, policy, before: str) -> tuple[int, str]:
+    "Observe what lies in the folder, look, and tell what differs from the look before; status and text."
+    from bioai_esol.monitoring.watch import observe_folder, watch
+    if args.folder:
+        for found in observe_folder(args.folder, args.tracking_uri, **_said(args)):
+            print(as_options(str(found), args), file=sys.stderr if args.json else sys.stdout, flush=True)
+    look = watch(policy, dry_run=args.dry_run, tracking_uri=args.tracking_uri)
+    text = _json(_watch_record(look)) if args.json else as_options(str(look), args)
+    if text != before: print(text, flush=True)
+    return 0 if look.decision.approved else 1, text
+
+def _watch_record(look) -> dict:
+    return dict(action=look.action, champion=look.champion, changed=look.changed, trusted=look.trusted, apart=look.apart,
+                evidence=vars(look.evidence), decision=look.decision.to_dict())
+
 # %% ../../nbs/cli/02_commands.ipynb #82f675ce
 def _status(args) -> int:
     from bioai_esol.registry.versions import check, status
@@ -423,7 +478,8 @@ def _migrate(args) -> int:
 
 # %% ../../nbs/cli/02_commands.ipynb #e1c9bb7d
 _COMMANDS = dict(
-    look=_look, train=_train_or_sweep, sweep=_train_or_sweep, promote=_promote, rollback=_rollback, archive=_archive,
+    look=_look, train=_train_or_sweep, sweep=_train_or_sweep, promote=_promote, observe=_observe, watch=_watch,
+    acknowledge=_acknowledge, rollback=_rollback, archive=_archive,
     restore=_restore, alias=_alias, status=_status, history=_history, compare=_compare, predict=_predict,
     report=_report, server=_server, doctor=_doctor, serve=_serve, migrate=_migrate, benchmark=_benchmark)
 

@@ -21,6 +21,8 @@ _DESCRIPTION = """From a hyperparameter sweep to a trusted production model of s
   bioai-esol report              which run, what each hyperparameter did, what was decided: one HTML file
   bioai-esol promote             choose a candidate, retrain it, register it, make it champion if every rule agrees
   bioai-esol predict CCO         ask the champion
+  bioai-esol observe week48.csv  keep measured molecules as evidence about the champion
+  bioai-esol watch               is the champion still right? goes back to the one before it when that is better
   bioai-esol status              versions, their figures, who is champion and why (--check: does everything hold?)
   bioai-esol history             every decision, in order
   bioai-esol rollback --reason … give the title back to the previous champion
@@ -61,13 +63,13 @@ _RULE = {  # of settings that are on or off
 _OF_MOLECULES = 3
 
 # %% ../../nbs/cli/01_parser.ipynb #adfe7d70
-def _reading_options(p: argparse.ArgumentParser, measured: bool = True):
-    "How a table is to be read, with its `measured` values or without."
+def _reading_options(p: argparse.ArgumentParser, measured: bool = True, rule: bool = True):
+    "How a table is to be read, with its `measured` values or without, and what `rule` its molecules follow."
     group = p.add_argument_group('how to read the table')
     for name in list(_READING)[:None if measured else _OF_MOLECULES]:
         letters, text = _READING[name]
         group.add_argument(f'--{name}', metavar=letters, help=text)
-    if measured: _molecule_options(p)
+    if measured and rule: _molecule_options(p)
     group.add_argument('--skip-bad-rows', action='store_true', help='leave out rows that cannot be read, and list them')
 
 def _molecule_options(p: argparse.ArgumentParser):
@@ -183,6 +185,34 @@ def _promote_command(command: Command):
     p.add_argument('--dry-run', action='store_true', help='decide on the logged figures and change nothing')
     _json_option(p, 'the outcome')
 
+# %% ../../nbs/cli/01_parser.ipynb #c2376dd9
+_WATCH_THRESHOLDS = {  # option: default of `Policy`, and what it is
+    'false-alarm': (0.01, 'chance that a champion which keeps its promise is ever found to have broken it'),
+    'min-observations': (10, 'measured molecules that a decision takes at least'),
+    'worse-margin': (0., "by how much the mean |error| must exceed the former champion's to be worse")}
+
+def _monitoring_commands(command: Command):
+    p = command('observe', 'keep measured molecules as evidence about the champion',
+                'The champion and its predecessor answer each molecule; it counts once, however often its file is '
+                'given, and a\ncorrected value replaces the old one. A table with the headers of the champion\'s own '
+                'is read as that one was.')
+    p.add_argument('tables', nargs='+', metavar='FILE', help='CSV, TSV, .smi, SDF, Excel, Parquet')
+    _reading_options(p, rule=False)
+    p = command('watch', 'is the champion still right? Goes back when not',
+                'Decides on everything that was observed: keep; measure more; not trusted, which every answer then '
+                'says; go back to\nthe former champion. The chance of a false alarm holds for the champion\'s whole '
+                'life, however often one looks.\nExit status 1: gone back, or not trusted.')
+    p.add_argument('--folder', metavar='FOLDER', help='observe the files in it first; they move to done/ or refused/')
+    p.add_argument('--every', metavar='TIME', help='look again after 90s, 10m, 1h, 1d …, until Ctrl-C')
+    for name, (default, text) in _WATCH_THRESHOLDS.items():
+        p.add_argument(f'--{name}', metavar='X', help=f'{text} (default {default:g})')
+    p.add_argument('--dry-run', action='store_true', help='decide and change nothing')
+    _reading_options(p, rule=False)
+    _json_option(p, 'the outcome')
+    p = command('acknowledge', 'trust a champion again that watching found wanting',
+                'What was observed so far is settled; counting begins anew.')
+    _reason_option(p)
+
 # %% ../../nbs/cli/01_parser.ipynb #225a7b6e
 def _life_commands(command: Command):
     p = command('rollback', 'give champion back to the previous champion',
@@ -283,7 +313,7 @@ def _store_commands(command: Command):
                    help='an empty database, e.g. postgresql://USER@HOST/NAME')
 
 # %% ../../nbs/cli/01_parser.ipynb #861bd9c8
-_GROUPS = (_look_command, _training_commands, _promote_command, _life_commands, _record_commands,
+_GROUPS = (_look_command, _training_commands, _promote_command, _monitoring_commands, _life_commands, _record_commands,
            _question_commands, _benchmark_command, _server_command, _store_commands)
 
 def make_parser() -> argparse.ArgumentParser:

@@ -153,13 +153,14 @@ class Observations:
         return f"{len(self.molecules)} observed molecules{': ' if told else ''}{told}"
 
 _OF_RUN = ('champion', 'time', 'source', 'who')
+_ANSWERS = ('molecule', 'version', 'predicted', 'low', 'high', 'similarity', 'domain', 'why', 'known', 'error')
 
 def merge_observations(
     parts: Sequence[Mapping[str, pd.DataFrame]],  # tables of each call of `observe`, in order; `sequence` in molecules
 ) -> Observations:
     "One table of many; the first answer and the last value count."
     names = ('molecule', 'smiles', 'name', 'measured', 'sequence', *_OF_RUN)
-    empty = dict(molecules=pd.DataFrame(columns=[*names]), answers=pd.DataFrame(columns=['molecule', 'version']),
+    empty = dict(molecules=pd.DataFrame(columns=[*names]), answers=pd.DataFrame(columns=[*_ANSWERS]),
                  versions=pd.DataFrame(columns=['version', 'role', 'calibration', 'scale']))
     tables = {name: pd.concat([part[name] for part in parts], ignore_index=True) if parts else empty[name] for name in _TABLES}
     rows = tables['molecules']

@@ -277,12 +277,14 @@ def _moved(file: Path, folder: str) -> Path:
     return target
 
 def observe_folder(
-    inbox: Path,                      # where files are dropped
+    inbox: str | Path,                # where files are dropped
     tracking_uri: str | None = None,  # see `client.store_uri`
     **reading,                        # see `observe`
 ) -> Iterator[Observed | str]:        # one per file: what became of it, or why it was refused
     "Observe every file of a folder, and put it away."
-    for file in _settled_files(inbox):
+    try: files = _settled_files(Path(inbox))
+    except OSError as e: raise BioaiError(f"cannot look into {inbox}: {e.strerror or e}") from None
+    for file in files:
         try: found = observe(file, tracking_uri=tracking_uri, **reading)
         except DataError as e:
             _moved(file, 'refused').with_suffix('.reason.txt').write_text(f'{e}\n', encoding='utf-8')
