@@ -23,7 +23,7 @@ from rdkit import Chem
 from .columns import (
     check_unit, choose_columns, Columns, DOUBTFUL, LOG_MOLAR, LOGS, measured_property, of_property, Property,
     read_number, Reading, recognise_decimal, to_log_molar, unit_named)
-from .molecules import canonical_smiles, parse_smiles, read_and_standardise, Standardised
+from .molecules import canonical_smiles, read_and_standardise, Standardised
 from .tables import dataset_version, read_table, Table
 from ..errors import DataError
 
