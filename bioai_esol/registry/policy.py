@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Share', 'REQUIRED_METRICS', 'HYPERPARAMETERS', 'Policy', 'Rule', 'verdict_html', 'rules_html', 'Decision',
            'decide_registration', 'Choice', 'choose_candidate', 'decide_reproduction', 'code_rules', 'lineage_rules',
-           'as_retrained', 'already_champion', 'decide_promotion', 'decide_rollback']
+           'as_retrained', 'already_champion', 'test_set_differences', 'decide_promotion', 'decide_rollback']
 
 # %% ../../nbs/registry/01_policy.ipynb #9620daac
-import html, math
+import html, json, math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -413,7 +413,7 @@ def lineage_rules(
     own = names.split(',') if names else HYPERPARAMETERS
     data, split = _text(run, 'dataset_version') or '', _text(run, 'split_digest') or ''
     return [_logged(run, 'seed', ['seed'], f"{_text(run, 'seed')} is on record"),
-            _logged(run, 'hyperparameters', own, f"{', '.join(own)} are on record"),
+            _logged(run, 'hyperparameters', own, f"{', '.join(own)} {'is' if len(own) == 1 else 'are'} on record"),
             *code_rules(run, allow_dirty),
             _logged(run, 'dataset_version', ['dataset_version', 'split_digest'],
                     f"data {data[:12]} and split {split[:12]} are on record")]
@@ -437,10 +437,37 @@ def already_champion(
     return champion is not None and run['run_id'] in (champion.get('repeats_run'), champion['run_id'])
 
 # %% ../../nbs/registry/01_policy.ipynb #d891460d
+_OF_TEST_SET = ('split', 'frac_train', 'frac_val')  # settings that decide which molecules are tested
+
+def _same_molecules(one: Mapping, other: Mapping) -> bool:
+    "Were two runs tested on the same molecules, with the same values?"
+    return all(_text(one, k) == _text(other, k) for k in ('dataset_version', 'split_digest'))
+
+def _reading_differences(one: Mapping, other: Mapping) -> list[tuple[str, str, str]]:
+    "What was said differently about two tables, standardisation of molecules included."
+    a, b = (json.loads(_text(run, 'dataset_reading') or '{}') for run in (one, other))
+    return [(k, str(a.get(k, 'default')), str(b.get(k, 'default'))) for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+
+def test_set_differences(
+    one: Mapping,    # a row of `runs.runs_table`
+    other: Mapping,  # another one
+) -> list[tuple[str, str, str]]:  # name, value of the first, value of the second
+    "What makes the test sets of two runs differ: split, seed, data, or how molecules were read."
+    if _same_molecules(one, other): return []
+    by_chance = 'random' in (_text(one, 'split'), _text(other, 'split'))
+    keys = [*_OF_TEST_SET, *(['seed'] if by_chance else []), 'dataset']
+    pairs = [(k, _text(one, k) or '–', _text(other, k) or '–') for k in keys]
+    pairs.append(('dataset_version', *((_text(run, 'dataset_version') or '–')[:12] for run in (one, other))))
+    found = [pair for pair in pairs if pair[1] != pair[2]] + _reading_differences(one, other)
+    return found or [('split_digest', (_text(one, 'split_digest') or '–')[:12], (_text(other, 'split_digest') or '–')[:12])]
+
+# %% ../../nbs/registry/01_policy.ipynb #f7c18a76
 def _same_test_set(candidate: Mapping, champion: Mapping) -> Rule:
-    if all(_text(candidate, k) == _text(champion, k) for k in ('dataset_version', 'split_digest')):
+    if _same_molecules(candidate, champion):
         return Rule('same_test_set', True, 'tested on the same molecules')
-    return Rule('same_test_set', False, "candidate and champion were tested on different data or splits; "
+    differences = test_set_differences(candidate, champion)
+    what = f": {', '.join(f'{k} {new} against {old}' for k, new, old in differences)}" if differences else ''
+    return Rule('same_test_set', False, f"candidate and champion were tested on different data or splits{what}; "
                                         "sweep on the champion's data, or give this table a store of its own")
 
 # %% ../../nbs/registry/01_policy.ipynb #a15c2d48
