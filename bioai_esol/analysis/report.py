@@ -19,8 +19,8 @@ import bioai_esol
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00013
 from .effects import (
-    AXES, beliefs, common_values, effects, explain_choice, finished_runs, format_value, importance, leaderboard,
-    role_table, run_roles, varying_axes)
+    AXES, beliefs, common_values, counted, effects, explain_choice, finished_runs, format_value, importance,
+    leaderboard, NO_BELIEFS, NO_EPOCHS, role_table, run_roles, trained_in_epochs, varying_axes)
 from bioai_esol.analysis.error_analysis import (
     describe_coverage, describe_worst, has_intervals, interval_coverage, plot_intervals, plot_predictions,
     plot_scaffold_errors)
@@ -32,7 +32,7 @@ from ..chem.columns import measured_property, Property
 from ..errors import BioaiError, StoreError
 from ..registry.journal import history, snapshot
 from ..registry.policy import as_retrained, Choice, choose_candidate, decide_promotion, Decision, Policy, Rule
-from ..registry.promotion import champion_run
+from ..registry.promotion import caveats, champion_run
 from ..stats.metrics import bootstrap_rmse, mae, r2
 from ..store.client import connect, settle_addresses, Store
 from ..store.runs import fetch_artifacts, load_histories, load_predictions, load_runs, run_row, search
@@ -133,23 +133,25 @@ def _quality(champion: Champion) -> list[tuple[str, str]]:
             ('Champion before it', _former_in_words(champion.former))]
 
 # %% ../../nbs/analysis/06_report.ipynb #69b29873
+def _sentence(words: str) -> str: return f'{words[0].upper()}{words[1:]}.'
+
 def _careful(champion: Champion, decision: Decision | None) -> list[str]:
     "What a reader should know before relying on the champion."
     y = champion.predictions[measured_property(champion.predictions).column]
     p = champion.predictions.predicted
     error = bootstrap_rmse(y, p)
-    texts = [f'{len(y)} test molecules are few: with other molecules the error may well be anywhere from '
-             f'{error.low:.2f} to {error.high:.2f}, and models that differ by less cannot be told apart.',
+    warned = caveats(champion.run, champion.predictions)
+    texts = [*map(_sentence, warned),
+             f'With other test molecules than these {len(y)} the error may well be anywhere from {error.low:.2f} to '
+             f'{error.high:.2f}, and models that differ by less cannot be told apart.',
              describe_worst(champion.predictions)]
     if has_intervals(champion.predictions):
         held = describe_coverage(interval_coverage(champion.predictions))
         texts.append(held.replace('- all:', 'The 90 % intervals held the measured value for'))
     else: texts.append('There are no 90 % intervals: the validation set is too small for them, or the run is too old.')
-    leaks = champion.run.get('split_leakage')
-    if leaks and leaks == leaks:
-        texts.append(f'{leaks} molecules are in more than one part of the split: errors on new ones are larger.')
-    if decision is not None and decision.note: texts.append(f'{decision.note[0].upper()}{decision.note[1:]}.')
-    return texts
+    note = decision.note if decision is not None else ''
+    for words in warned: note = note.replace(words, '').strip('; ')  # they are there already
+    return [*texts, *([_sentence(note)] if note else [])]
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00009
 def _decided(found: Verdict) -> str:
@@ -186,13 +188,16 @@ def _importance_part(runs: pd.DataFrame) -> dict:
     except BioaiError as e: return dict(text=f'{e}.')
     return _picture(plot_importance(table), 'importance of each hyperparameter')
 
+# %% ../../nbs/analysis/06_report.ipynb #584c873e
 def _axes_part(runs: pd.DataFrame, chosen: str | None) -> list[dict]:
     axes = varying_axes(finished_runs(runs))
     if not axes: return [dict(text='Every run has the same hyperparameters: there is nothing to compare.')]
     parts = [_picture(plot_effects(runs), 'effect of each hyperparameter'), _table(effects(runs))]
     if len(axes) > 1: parts.append(_picture(plot_interactions(runs), 'means for pairs of hyperparameters'))
+    answers = beliefs(runs)
+    believed = _table(answers) if len(answers) else dict(text=NO_BELIEFS)
     return [*parts, _importance_part(runs), _picture(plot_parallel(runs, chosen), 'parallel coordinates of all runs'),
-            _table(beliefs(runs)), _table(common_values(runs), decimals=1)]
+            believed, _table(common_values(runs), decimals=1)]
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000a
 def _decision_part(found: Verdict, entries: pd.DataFrame) -> list[dict]:
@@ -241,14 +246,20 @@ def _words_part(runs: pd.DataFrame, policy: Policy) -> list[dict]:
         '95 % (low … high): the interval in which the value lies if molecules, or runs, had been drawn anew.'])]
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000d
+def _curves_part(store: Store, compared: pd.DataFrame, policy: Policy) -> list[dict]:
+    "How the compared runs learned; models on descriptors have no curve."
+    if not len(compared): return [dict(text=NO_EPOCHS)]
+    histories = load_histories(compared, tracking_uri=store.uri)
+    return [_picture(plot_curves(compared, histories), 'learning curves'),
+            _picture(plot_gap_history(compared, histories, policy.gap_threshold), 'gap by epoch')]
+
+# %% ../../nbs/analysis/06_report.ipynb #c8389579
 def _sections(store: Store, runs: pd.DataFrame, found: Verdict, champion: Champion | None,
               entries: pd.DataFrame) -> Iterator[dict]:
     choice = choose_candidate(runs, found.policy)
     chosen = choice.chosen and choice.chosen['run_id']
     compared = runs[runs.run_id.isin(run_roles(choice.runs, chosen).values())]
-    histories = load_histories(compared, tracking_uri=store.uri)
-    curves = [_picture(plot_curves(compared, histories), 'learning curves'),
-              _picture(plot_gap_history(compared, histories, found.policy.gap_threshold), 'gap by epoch')]
+    curves = _curves_part(store, trained_in_epochs(compared), found.policy)
     yield dict(title='Which run', parts=_choice_part(choice, found.policy))
     yield dict(title='The best runs', parts=[_table(leaderboard(runs, 15))])
     yield dict(title='Learning curves', parts=curves)
@@ -261,7 +272,8 @@ def _facts(runs: pd.DataFrame) -> str:
     "What a reader needs who wants to make this again."
     first = finished_runs(runs).iloc[0]
     counts = ', '.join(f'{n} {status}' for status, n in runs.status.value_counts().items())
-    return (f"{len(runs)} runs ({counts}), {format_value(first.epochs)} epochs each; data set {first.dataset}, version "
+    epochs = '' if pd.isna(first.epochs) else f', {first.epochs:g} epochs each'
+    return (f"{counted(len(runs), 'run')} ({counts}){epochs}; data set {first.dataset}, version "
             f"{first.dataset_version[:12]}, split {first.split_digest[:12]}; code {str(first.code_version)[:12]}.")
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000e

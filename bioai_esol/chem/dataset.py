@@ -23,7 +23,7 @@ from rdkit import Chem
 from .columns import (
     check_unit, choose_columns, Columns, DOUBTFUL, LOG_MOLAR, LOGS, measured_property, of_property, Property,
     read_number, Reading, recognise_decimal, to_log_molar, unit_named)
-from .molecules import canonical_smiles, parse_smiles, read_and_standardise, Standardised
+from .molecules import canonical_smiles, read_and_standardise, Standardised
 from .tables import dataset_version, read_table, Table
 from ..errors import DataError
 
@@ -304,6 +304,7 @@ def read_dataset(
     "A table of molecules and measured values; see `load_table`."
     return dataset_in(read_table(path, reading.separator, reading.encoding), reading, skip_bad_rows)
 
+# %% ../../nbs/chem/04_dataset.ipynb #4b14d0d4
 def dataset_in(
     table: Table,               # of a file, or of a frame
     reading: Reading,           # what is known about it

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALLEST_TO_EXPLAIN', 'CLUSTER_SIMILARITIES', 'MAX_FOLD_SCAFFOLD', 'Split', 'split_digest', 'scaffold',
-           'scaffold_split', 'cluster_split', 'random_split', 'leakage', 'balanced_folds']
+           'scaffold_split', 'clusters', 'cluster_split', 'random_split', 'leakage', 'balanced_folds']
 
 # %% ../../nbs/chem/05_split.ipynb #758086e2
 import hashlib
@@ -123,7 +123,7 @@ def scaffold_split(
 # %% ../../nbs/chem/05_split.ipynb #c34e1052
 CLUSTER_SIMILARITIES = (0.4, 0.5, 0.6, 0.7, 0.8)  # Tanimoto, to the leader of a group; the first that divides a table
 
-def _clusters(prints: Sequence[ExplicitBitVect], similarity: float) -> list[list[int]]:
+def clusters(prints: Sequence[ExplicitBitVect], similarity: float) -> list[list[int]]:
     "The rows of each group: a molecule less similar than that to every leader leads a new one."
     leaders = list(LeaderPicker().LazyBitVectorPick(prints, len(prints), 1 - similarity)) if prints else []
     known = [prints[i] for i in leaders]
@@ -136,7 +136,7 @@ def _clusters(prints: Sequence[ExplicitBitVect], similarity: float) -> list[list
 def _by_similarity(smiles: Sequence[str]) -> Iterator[list[list[int]]]:
     "Rows in groups: one way for each similarity, the loosest first."
     prints = [fingerprint(s) for s in smiles]
-    for similarity in CLUSTER_SIMILARITIES: yield _clusters(prints, similarity)
+    for similarity in CLUSTER_SIMILARITIES: yield clusters(prints, similarity)
 
 def _why_not_by_similarity(groups: list[list[int]], smiles: Sequence[str]) -> str:
     return f"{len(smiles)} molecules are too much alike for a cluster split; split='random' divides them"

@@ -265,6 +265,7 @@ def _watch(args) -> int:
         except StoreError as e: print(as_options(f'no look this time: {e}', args), file=sys.stderr, flush=True)
         time.sleep(every)
 
+# %% ../../nbs/cli/02_commands.ipynb #da81fd35
 def _one_look(args, policy, before: str) -> tuple[int, str]:
     "Observe what lies in the folder, look, and tell what differs from the look before; status and text."
     from bioai_esol.monitoring.watch import observe_folder, watch
@@ -277,8 +278,8 @@ def _one_look(args, policy, before: str) -> tuple[int, str]:
     return 0 if look.decision.approved else 1, text
 
 def _watch_record(look) -> dict:
-    return dict(action=look.action, champion=look.champion, changed=look.changed, trusted=look.trusted, apart=look.apart,
-                evidence=vars(look.evidence), decision=look.decision.to_dict())
+    return dict(action=look.action, champion=look.champion, changed=look.changed, trusted=look.trusted,
+                apart=look.apart, evidence=vars(look.evidence), decision=look.decision.to_dict())
 
 # %% ../../nbs/cli/02_commands.ipynb #82f675ce
 def _status(args) -> int:

@@ -6,10 +6,11 @@
 __all__ = ['Share', 'REQUIRED_METRICS', 'HYPERPARAMETERS', 'KEEP', 'MEASURE_MORE', 'NOT_TRUSTED', 'GO_BACK', 'WATCH_ACTIONS',
            'Policy', 'Rule', 'verdict_html', 'rules_html', 'Decision', 'decide_registration', 'Choice',
            'choose_candidate', 'decide_reproduction', 'code_rules', 'lineage_rules', 'as_retrained', 'already_champion',
-           'decide_promotion', 'decide_rollback', 'Evidence', 'e_value', 'WatchDecision', 'decide_watch']
+           'test_set_differences', 'decide_promotion', 'decide_rollback', 'Evidence', 'e_value', 'WatchDecision',
+           'decide_watch']
 
 # %% ../../nbs/registry/01_policy.ipynb #9620daac
-import html, math
+import html, json, math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -426,7 +427,7 @@ def lineage_rules(
     own = names.split(',') if names else HYPERPARAMETERS
     data, split = _text(run, 'dataset_version') or '', _text(run, 'split_digest') or ''
     return [_logged(run, 'seed', ['seed'], f"{_text(run, 'seed')} is on record"),
-            _logged(run, 'hyperparameters', own, f"{', '.join(own)} are on record"),
+            _logged(run, 'hyperparameters', own, f"{', '.join(own)} {'is' if len(own) == 1 else 'are'} on record"),
             *code_rules(run, allow_dirty),
             _logged(run, 'dataset_version', ['dataset_version', 'split_digest'],
                     f"data {data[:12]} and split {split[:12]} are on record")]
@@ -450,10 +451,38 @@ def already_champion(
     return champion is not None and run['run_id'] in (champion.get('repeats_run'), champion['run_id'])
 
 # %% ../../nbs/registry/01_policy.ipynb #d891460d
+_OF_TEST_SET = ('split', 'frac_train', 'frac_val')  # settings that decide which molecules are tested
+
+def _same_molecules(one: Mapping, other: Mapping) -> bool:
+    "Were two runs tested on the same molecules, with the same values?"
+    return all(_text(one, k) == _text(other, k) for k in ('dataset_version', 'split_digest'))
+
+def _reading_differences(one: Mapping, other: Mapping) -> list[tuple[str, str, str]]:
+    "What was said differently about two tables, standardisation of molecules included."
+    a, b = (json.loads(_text(run, 'dataset_reading') or '{}') for run in (one, other))
+    return [(k, str(a.get(k, 'default')), str(b.get(k, 'default'))) for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+
+def test_set_differences(
+    one: Mapping,    # a row of `runs.runs_table`
+    other: Mapping,  # another one
+) -> list[tuple[str, str, str]]:  # name, value of the first, value of the second
+    "What makes the test sets of two runs differ: split, seed, data, or how molecules were read."
+    if _same_molecules(one, other): return []
+    by_chance = 'random' in (_text(one, 'split'), _text(other, 'split'))
+    keys = [*_OF_TEST_SET, *(['seed'] if by_chance else []), 'dataset']
+    pairs = [(k, _text(one, k) or '–', _text(other, k) or '–') for k in keys]
+    pairs.append(('dataset_version', *((_text(run, 'dataset_version') or '–')[:12] for run in (one, other))))
+    found = [pair for pair in pairs if pair[1] != pair[2]] + _reading_differences(one, other)
+    if found: return found
+    return [('split_digest', *((_text(run, 'split_digest') or '–')[:12] for run in (one, other)))]
+
+# %% ../../nbs/registry/01_policy.ipynb #f7c18a76
 def _same_test_set(candidate: Mapping, champion: Mapping) -> Rule:
-    if all(_text(candidate, k) == _text(champion, k) for k in ('dataset_version', 'split_digest')):
+    if _same_molecules(candidate, champion):
         return Rule('same_test_set', True, 'tested on the same molecules')
-    return Rule('same_test_set', False, "candidate and champion were tested on different data or splits; "
+    differences = test_set_differences(candidate, champion)
+    what = f": {', '.join(f'{k} {new} against {old}' for k, new, old in differences)}" if differences else ''
+    return Rule('same_test_set', False, f"candidate and champion were tested on different data or splits{what}; "
                                         "sweep on the champion's data, or give this table a store of its own")
 
 # %% ../../nbs/registry/01_policy.ipynb #a15c2d48
@@ -570,8 +599,9 @@ class Evidence:
     promised: float                   # the miss rate that its intervals may have at most
     log_against: float                # ln of the e-value against that promise
     compared: int = 0                 # of the judged, molecules that the former champion had never seen either
-    worse_by: float = math.nan        # mean |error| of the champion less that of the former one, in units of the property
+    worse_by: float = math.nan        # mean |error| of the champion less that of the former one
     log_for_former: float = 0.        # ln of the e-value for the former champion being better
+    series: int | None = None         # of relatives, each of which is one observation; None: every molecule is
 
 # %% ../../nbs/registry/01_policy.ipynb #28b6e77a
 def e_value(
@@ -585,13 +615,15 @@ def e_value(
 def _enough_observed(e: Evidence, policy: Policy) -> Rule:
     least = policy.min_observations
     text = f"{e.judged} new molecules inside its domain were measured"
+    if e.series not in (None, e.judged): text += f", {e.series} when relatives count as one"
     if e.judged < least: text += f", fewer than the {least} that a decision takes"
     return Rule('observations', e.judged >= least, text, e.judged, least)
 
 def _promise_kept(e: Evidence, policy: Policy) -> Rule:
     alarm = -math.log(policy.false_alarm)
     kept = e.log_against < alarm
-    share = f"{e.missed} of {e.judged} measured values lie outside their 90 % interval" if e.judged else 'none is judged'
+    share = f"{e.missed} of {e.judged} measured values lie outside their 90 % interval"
+    if not e.judged: share = 'no molecule is judged'
     text = (f"{share}, {e.promised:.1%} may; e-value {e_value(e.log_against)} "
             f"{'is below' if kept else 'reaches'} {e_value(alarm)}")
     return Rule('promise', kept, text, e.log_against, alarm)
@@ -602,15 +634,16 @@ def _no_doubt(e: Evidence, policy: Policy) -> Rule:
     text = f"e-value {e_value(e.log_against)} {'is below' if fine else 'reaches'} {e_value(limit)}, which asks for more"
     return Rule('doubt', fine, text, e.log_against, limit)
 
+# %% ../../nbs/registry/01_policy.ipynb #3f336169
 def _former_not_better(e: Evidence, policy: Policy) -> Rule:
     if e.former is None: return Rule('former', True, 'there is no former champion to go back to')
     if not e.compared: return Rule('former', True, f"no molecule compares version {e.former}")
     alarm = -math.log(policy.false_alarm)
     fine = e.log_for_former < alarm
     margin = f" by more than {policy.worse_margin:g}" if policy.worse_margin else ''
-    text = (f"on {e.compared} molecules the mean error differs by {e.worse_by:+.3f} from version {e.former}'s; e-value "
-            f"for that one being better{margin} {e_value(e.log_for_former)} "
-            f"{'is below' if fine else 'reaches'} {e_value(alarm)}")
+    text = (f"on {e.compared} molecules the mean |error| is {e.worse_by:+.3f} from version {e.former}'s; e-value for "
+            f"that one being better{margin} {e_value(e.log_for_former)} {'is below' if fine else 'reaches'} "
+            f"{e_value(alarm)}")
     return Rule('former', fine, text, e.log_for_former, alarm)
 
 # %% ../../nbs/registry/01_policy.ipynb #284890a9

@@ -196,11 +196,15 @@ def caveats(
     notes = []
     if leaks and leaks == leaks:
         notes.append(f"{leaks} molecules are in more than one part of the split: errors on new ones are larger")
-    if len(predictions) >= FEW_MOLECULES: return notes
     y = predictions[measured_property(predictions).column]
     constant = rmse(y, np.full(len(y), y.mean()))
-    return [*notes, f"{len(y)} test molecules are few: test_rmse {bootstrap_rmse(y, predictions.predicted)}; always "
-                    f"answering with their mean: {constant:.3f}"]
+    error = bootstrap_rmse(y, predictions.predicted)
+    if error.high >= constant:
+        notes.insert(0, f"the model is not shown to be better than always answering with the mean of the test "
+                        f"molecules, which has an RMSE of {constant:.3f}: its own is {error}")
+    if len(y) >= FEW_MOLECULES: return notes
+    few = '1 test molecule is' if len(y) == 1 else f'{len(y)} test molecules are'
+    return [*notes, f"{few} few: test_rmse {error}; always answering with their mean: {constant:.3f}"]
 
 # %% ../../nbs/registry/04_promotion.ipynb #cd9906bc
 def failed_settings(

@@ -194,6 +194,7 @@ def _why_not(store: Store, registry: Snapshot, version: str) -> str:
         return f"version {version} failed: {registry.at(f'version/{version}/why')}"
     return verify_model_files(store, registry.versions[version])
 
+# %% ../../nbs/registry/03_versions.ipynb #d871d0cd
 def former_champion(
     store: Store,            # where the model files are
     registry: Snapshot,      # as it was read

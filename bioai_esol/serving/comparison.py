@@ -18,6 +18,7 @@ from ..chem.molecules import canonical_smiles
 from ..chem.split import Split
 from ..errors import BioaiError, DataError
 from ..registry.journal import Snapshot, snapshot
+from ..registry.policy import test_set_differences
 from ..registry.versions import find_version, run_of
 from .predictor import load_registered
 from ..stats.metrics import bootstrap_rmse, mae, paired_rmse_difference, PairedDifference, r2
@@ -94,6 +95,15 @@ def _unfair(run: dict, version: str, molecules: set[str]) -> list[str]:
     return [f"version {version} was trained on {known} of these {len(molecules)} molecules"] if known else []
 
 # %% ../../nbs/serving/03_comparison.ipynb #d598d28b
+def _different_tests(runs: dict[str, dict], pair: tuple[str, str]) -> list[str]:
+    "A note when the test figures of two versions were measured on other molecules."
+    a, b = pair
+    differences = test_set_differences(runs[a], runs[b])
+    if not differences: return []
+    what = ', '.join(f'{name} {one} and {other}' for name, one, other in differences)
+    return [f"versions {a} and {b} have other test sets ({what}): their own test figures cannot be compared"]
+
+# %% ../../nbs/serving/03_comparison.ipynb #4a8f9dc5
 def _compared(
     store: Store,
     seen: Snapshot,           # the registry as it was read
@@ -111,7 +121,7 @@ def _compared(
         frame[f'predicted_{v}'] = version.predict(frame.smiles)[of.column]
         frame[f'error_{v}'] = frame[f'predicted_{v}'] - frame[of.column]
     molecules = {canonical_smiles(s) for s in frame.smiles}
-    notes = [note for v in pair for note in _unfair(runs[v], v, molecules)]
+    notes = [*_different_tests(runs, pair), *(note for v in pair for note in _unfair(runs[v], v, molecules))]
     first, second = (frame[f'predicted_{v}'] for v in pair)
     return Comparison(pair, frame, paired_rmse_difference(frame[of.column], first, second), tuple(notes))
 

@@ -118,7 +118,8 @@ def serve(
     env = dict(MLFLOW_TRACKING_URI=store.uri, MLFLOW_REGISTRY_URI=store.uri, PYTHONWARNINGS='ignore',
                MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
     def greet(): print(_greeting(champion.version, port), flush=True)
-    with tempfile.TemporaryDirectory() as folder, _trust_noted(store, champion, _copied(store, champion, folder)) as model:
+    with (tempfile.TemporaryDirectory() as folder,
+          _trust_noted(store, champion, _copied(store, champion, folder)) as model):
         command = [sys.executable, '-m', 'mlflow', 'models', 'serve', '-m', str(model),
                    '--env-manager', 'local', '--host', '127.0.0.1', '--port', str(port)]
         return run_process(command, env, f'http://127.0.0.1:{port}/ping', greet)

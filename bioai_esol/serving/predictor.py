@@ -110,8 +110,8 @@ def _molar(log_solubility: pd.Series) -> pd.Series:
 
 # %% ../../nbs/serving/02_predictor.ipynb #52db279f
 @dataclass(frozen=True)
-class Predictor:
-    "A trained model that predicts a property of molecules: aqueous solubility, or one of your own."
+class _Champion:
+    "A model with its place in the registry."
     model: FittedModel   # weights, and what they were trained on
     version: str         # number of the version of `EsolPrediction`
     distrusted: str = '' # why watching found that it cannot be trusted; empty when it can
@@ -124,6 +124,10 @@ class Predictor:
         "What is predicted."
         return self._figures.reading.measured
 
+# %% ../../nbs/serving/02_predictor.ipynb #c501ee66
+@dataclass(frozen=True, repr=False)
+class Predictor(_Champion):
+    "A trained model that predicts a property of molecules: aqueous solubility, or one of your own."
     def predict(self,
                 smiles: str | Sequence[str],  # one molecule, or n
     ) -> pd.DataFrame:                        # n rows, columns `prediction_columns(property)`

@@ -57,8 +57,50 @@ def test_effects_of_a_few_runs_of_several_kinds(here, tmp_path, monkeypatch):
     done = here('sweep', '--architecture', 'ridge,gradient-boosting', '--seed', '1,2', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     outputs = executed('hyperparameter_effects', uri_of(tmp_path), monkeypatch)
+    assert 'None of these models has a hyperparameter' in '\n'.join(shown(outputs, 'text/markdown'))
     assert '3 FINISHED' in '\n'.join(shown(outputs, 'text/markdown')) and len(shown(outputs, 'image/png')) == 3
     assert 'ten runs are needed' in '\n'.join(o.get('text', '') for o in outputs)
+
+
+OF_SOLUBILITY = re.compile(r'solub|mol/L|logS|log10', re.IGNORECASE)
+
+
+@pytest.fixture(scope='module')
+def energies(tmp_path_factory):
+    "A working directory with models on descriptors for a property of one's own, whose values ESOL's stand in for."
+    from bioai_esol import load_esol
+    folder = tmp_path_factory.mktemp('energies')
+    fresh(folder)
+    table = load_esol().frame.rename(columns=dict(log_solubility='dG'))
+    table.iloc[::5].to_csv(folder / 'dG.csv', index=False)
+    command = ['sweep', '--data', 'dG.csv', '--target', 'dG', '--property', 'hydration free energy', '--unit', 'kcal/mol',
+               '--architecture', 'ridge,gradient-boosting', '--seed', '1,2']
+    done = subprocess.run([PROGRAM, *command], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize('name, said', [
+    ('sweep_analysis', ['None of these runs was trained in epochs', 'The lowest best_val_rmse']),
+    ('hyperparameter_effects', ['None of these models has a hyperparameter', 'What varies: architecture']),
+])
+def test_of_a_property_of_ones_own_nothing_is_said_of_solubility_nor_of_epochs(name, said, energies, monkeypatch):
+    outputs = executed(name, uri_of(energies), monkeypatch)
+    text = '\n'.join(shown(outputs, 'text/markdown'))
+    for sentence in said:
+        assert sentence in text, text
+    whole = text + '\n'.join(shown(outputs, 'text/html') + shown(outputs, 'text/plain'))
+    assert not OF_SOLUBILITY.search(whole) and 'nan' not in text and 'inf' not in text, whole
+
+
+def test_the_report_of_models_on_descriptors_has_no_curves(here, energies):
+    done = here('report', '--output', 'page.html', cwd=energies)
+    assert done.returncode == 0, done.stderr
+    page = re.sub('base64,[^"]*', '', (energies / 'page.html').read_text())
+    assert 'None of these runs was trained in epochs' in page and 'None of these models has a hyperparameter' in page
+    assert 'epochs each' not in page and 'dropout' not in page and 'in epoch 1' not in page
+    assert 'hydration free energy (kcal/mol)' in page or 'errors are in its unit, kcal/mol' in page
+    assert not OF_SOLUBILITY.search(page)
 
 
 @pytest.mark.parametrize('name', ['sweep_analysis', 'hyperparameter_effects', 'promotion', 'error_analysis'])
