@@ -473,8 +473,8 @@ def test_set_differences(
     pairs = [(k, _text(one, k) or '–', _text(other, k) or '–') for k in keys]
     pairs.append(('dataset_version', *((_text(run, 'dataset_version') or '–')[:12] for run in (one, other))))
     found = [pair for pair in pairs if pair[1] != pair[2]] + _reading_differences(one, other)
-    if found: return found
-    return [('split_digest', *((_text(run, 'split_digest') or '–')[:12] for run in (one, other)))]
+    digests = ((_text(run, 'split_digest') or '–')[:12] for run in (one, other))
+    return found or [('split_digest', *digests)]
 
 # %% ../../nbs/registry/01_policy.ipynb #f7c18a76
 def _same_test_set(candidate: Mapping, champion: Mapping) -> Rule:

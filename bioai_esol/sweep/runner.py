@@ -213,6 +213,11 @@ class _Crew:
             _send(worker, {key: writer.task for key, writer in self.writers.items()})
             self.give(worker)
 
+# %% ../../nbs/sweep/02_runner.ipynb #aea71270
+def _ending(code: int) -> str:
+    "How a worker process ended; the system kills what takes too much memory."
+    return f"the worker process ended with code {code}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
+
 # %% ../../nbs/sweep/02_runner.ipynb #4b9d0d09
 class _Sweep(_Crew):
     "A crew at work."
@@ -237,8 +242,7 @@ class _Sweep(_Crew):
         "A worker died: its runs have failed, another worker takes its place."
         worker.process.join()
         self.workers.remove(worker)
-        error = f"the worker process ended with code {worker.process.exitcode} (out of memory?)"
-        for run in worker.runs: self.log.failed(run, error)
+        for run in worker.runs: self.log.failed(run, _ending(worker.process.exitcode))
         self.log.keep()
         if self.todo: self.hire(1)
 
