@@ -159,7 +159,7 @@ class Observations:
         told = ', '.join(f"{n} in the life of version {v}" for v, n in lives.items())
         return f"{len(self.molecules)} observed molecules{': ' if told else ''}{told}"
 
-_OF_RUN = ('champion', 'time', 'source', 'who')
+_OF_RUN = ('champion', 'life', 'time', 'source', 'who')
 _ANSWERS = ('molecule', 'version', 'predicted', 'low', 'high', 'similarity', 'domain', 'why', 'known', 'error')
 
 # %% ../../nbs/monitoring/01_observations.ipynb #7d184d0c
@@ -253,7 +253,7 @@ def _news(frame: pd.DataFrame, before: pd.Series) -> _News:
     return _News(frame[fresh], frame[other], tuple(texts), int((~fresh & ~other).sum()))
 
 # %% ../../nbs/monitoring/01_observations.ipynb #f63ae5e5
-def _keep(store: Store, measured: _Measured, asked: Sequence[_Asked]) -> Observed:
+def _keep(store: Store, measured: _Measured, asked: Sequence[_Asked], life: str) -> Observed:
     "Write what a table has that was not observed before."
     champion = asked[0].predictor.version
     with store_lock(store, KIND):
@@ -264,7 +264,8 @@ def _keep(store: Store, measured: _Measured, asked: Sequence[_Asked]) -> Observe
             new = news.new.assign(series=series_of(news.new.molecule.tolist(), before.sequence + 1))
             tables = dict(molecules=pd.concat([new, news.changed]), answers=answers,
                           versions=pd.DataFrame([a.constants() for a in asked]))
-            _write(store, tables, dict(sequence=str(before.sequence + 1), champion=champion, source=measured.source))
+            of_run = dict(sequence=str(before.sequence + 1), champion=champion, life=life, source=measured.source)
+            _write(store, tables, of_run)
     own = answers[answers.version == champion]
     outside = (own.domain != 'inside') & ~own.known.astype(bool)
     return Observed(champion, measured.source, measured.how, len(news.new), news.corrected, news.repeated,
@@ -311,5 +312,8 @@ def observe(data: str | Path | pd.DataFrame | Dataset, *, skip_bad_rows: bool = 
     watch : what follows from all observations
     """
     store = connect(tracking_uri)
-    asked = _asked(store, settled(store))
-    return _keep(store, _measured(data, asked[0].predictor, skip_bad_rows, reading), asked)
+    registry = settled(store)
+    asked = _asked(store, registry)
+    champion = asked[0].predictor
+    life = registry.at(f'version/{champion.version}/promoted_at') or ''
+    return _keep(store, _measured(data, champion, skip_bad_rows, reading), asked, life)

@@ -28,15 +28,16 @@ from ..store.client import connect, Store
 def life_of(
     observations: Observations,  # all of a store
     version: str,                # whose life
+    life: str,                   # when it was promoted
     since: int = 0,              # observations up to this number are settled
 ) -> pd.DataFrame:               # one row per molecule in order, with the version's answer and `counts`
     "The molecules that were observed while a version was champion."
     molecules = observations.molecules
-    mine = molecules[(molecules.champion == version) & (molecules.sequence > since)]
+    mine = molecules[(molecules.champion == version) & (molecules.life == life) & (molecules.sequence > since)]
     answers = observations.answers
-    life = mine.merge(answers[answers.version == version], on='molecule', how='left')
-    promised = life.low.notna() & life.high.notna()
-    return life.assign(counts=promised & (life.domain == 'inside') & (life.known == False))  # noqa: E712
+    told = mine.merge(answers[answers.version == version], on='molecule', how='left')
+    promised = told.low.notna() & told.high.notna()
+    return told.assign(counts=promised & (told.domain == 'inside') & (told.known == False))  # noqa: E712
 
 # %% ../../nbs/monitoring/02_watch.ipynb #bc2b4996
 MAX_DIFFERENCE = 1.5  # of two |errors| on one molecule, in validation RMSE of the champion; more counts as this much
@@ -56,7 +57,7 @@ def judge(
     missed = (judged.measured < judged.low) | (judged.measured > judged.high)
     answers = observations.answers
     theirs = answers[(answers.version == former) & (answers.known == False)]  # noqa: E712
-    predicted = judged.molecule.map(theirs.set_index('molecule').predicted)
+    predicted = judged.molecule.map(theirs.set_index('molecule').predicted).astype(float)  # of none too
     difference = (judged.predicted - judged.measured).abs() - (predicted - judged.measured).abs()
     return judged.assign(missed=missed, difference=difference)
 
@@ -90,14 +91,14 @@ def _against_former(table: pd.DataFrame, both: pd.DataFrame, observations: Obser
 
 # %% ../../nbs/monitoring/02_watch.ipynb #87341c11
 def evidence_about(
+    life: pd.DataFrame,          # of `life_of`
     observations: Observations,  # all of a store
     version: str,                # the champion
     former: str | None,          # the champion before it that can take over again
     policy: Policy,              # its thresholds
-    since: int = 0,              # observations up to this number are settled
 ) -> Evidence:
-    "What all observations say of a champion."
-    judged = judge(life_of(observations, version, since), observations, former)
+    "What the observations of its life say of a champion."
+    judged = judge(life, observations, former)
     if not len(judged): return Evidence(version, former, 0, 0, 1 - INTERVAL_LEVEL, 0.)
     course = looks(judged, observations, version, policy)
     last = course.iloc[-1]
@@ -156,8 +157,9 @@ def _look(store: Store, registry: Snapshot, observations: Observations, policy: 
         raise BioaiError(f"there is no champion in {store.uri} to watch: 'bioai-esol promote' makes one")
     former, _ = former_champion(store, registry, champion)
     since = int(registry.at(f'version/{champion}/acknowledged') or 0)
-    evidence = evidence_about(observations, champion, former, policy, since)
-    return _Seen(decide_watch(evidence, policy), evidence, life_of(observations, champion, since))
+    life = life_of(observations, champion, registry.at(f'version/{champion}/promoted_at') or '', since)
+    evidence = evidence_about(life, observations, champion, former, policy)
+    return _Seen(decide_watch(evidence, policy), evidence, life)
 
 # %% ../../nbs/monitoring/02_watch.ipynb #3c8bffb3
 def _carry_out(t: Turn, seen: _Seen, policy: Policy) -> bool:

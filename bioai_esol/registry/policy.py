@@ -641,9 +641,9 @@ def _former_not_better(e: Evidence, policy: Policy) -> Rule:
     alarm = -math.log(policy.false_alarm)
     fine = e.log_for_former < alarm
     margin = f" by more than {policy.worse_margin:g}" if policy.worse_margin else ''
-    text = (f"on {e.compared} molecules the mean |error| is {e.worse_by:+.3f} from version {e.former}'s; e-value for "
-            f"that one being better{margin} {e_value(e.log_for_former)} {'is below' if fine else 'reaches'} "
-            f"{e_value(alarm)}")
+    how = f"{abs(e.worse_by):.3f} {'larger' if e.worse_by > 0 else 'smaller'} than that of version {e.former}"
+    text = (f"on {e.compared} molecules its mean |error| is {how}; e-value for that one being better{margin} "
+            f"{e_value(e.log_for_former)} {'is below' if fine else 'reaches'} {e_value(alarm)}")
     return Rule('former', fine, text, e.log_for_former, alarm)
 
 # %% ../../nbs/registry/01_policy.ipynb #284890a9
@@ -669,11 +669,14 @@ def _action(enough: bool, promise: bool, no_doubt: bool, former_not_better: bool
     if enough and not promise: return NOT_TRUSTED if former_not_better else GO_BACK
     return KEEP if no_doubt else MEASURE_MORE
 
+# %% ../../nbs/registry/01_policy.ipynb #3ad45981
 def decide_watch(
     evidence: Evidence,  # about the champion
     policy: Policy,      # `false_alarm`, `min_observations` and `worse_margin` count
 ) -> WatchDecision:
     "Is the champion still right, and what follows if not?"
-    rules = [rule(evidence, policy) for rule in (_enough_observed, _promise_kept, _no_doubt, _former_not_better)]
-    action = _action(*(rule.passed for rule in rules))
-    return WatchDecision(f"watch over version {evidence.champion}", tuple(rules), action=action)
+    enough, promise, former = (ask(evidence, policy) for ask in (_enough_observed, _promise_kept, _former_not_better))
+    doubt = _no_doubt(evidence, policy)
+    action = _action(enough.passed, promise.passed, doubt.passed, former.passed)
+    rules = (enough, promise, doubt, former) if promise.passed else (enough, promise, former)
+    return WatchDecision(f"watch over version {evidence.champion}", rules, action=action)
