@@ -51,6 +51,8 @@ PROBE = ['sweep --run-tag one --hidden-dim 8 --lr 1e-2 --batch-size 64 --dropout
          'predict CCO',
          'sweep --run-tag two --hidden-dim 16 --lr 1e-2 --batch-size 16 --dropout 0 --weight-decay 0 --epochs 60',
          'promote --run-tag two --gap-threshold 9 --allow-dirty',
+         'observe measured.csv',
+         'watch --dry-run',
          'status',
          'rollback --reason probe',
          'history']
@@ -344,6 +346,7 @@ def probe() -> str:
     with tempfile.TemporaryDirectory() as folder:
         os.environ['XDG_STATE_HOME'] = folder
         os.chdir(folder)
+        Path(folder, 'measured.csv').write_text('smiles,logS\nCCCCCCCCCCO,-3.6\nCc1ccccc1C,-2.8\n', encoding='utf-8')
         for command in PROBE:
             out, messages = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(messages):

@@ -251,7 +251,7 @@ def acknowledge(reason: str, *, tracking_uri: str | None = None) -> Entry:
     Examples
     --------
     >>> import bioai_esol as esol
-    >>> esol.acknowledge('salts, which we do not ask about')  # doctest: +SKIP
+    >>> if not esol.watch(dry_run=True).trusted: esol.acknowledge('salts, which we do not ask about')
 
     See Also
     --------
