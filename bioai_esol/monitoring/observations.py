@@ -131,7 +131,13 @@ def _write(store: Store, tables: Mapping[str, pd.DataFrame], tags: Mapping[str, 
         write_record(store, record, record.create(store), Path(folder))
 
 # %% ../../nbs/monitoring/01_observations.ipynb #aa3757c9
-_TEXT = dict(molecule=str, smiles=str, name=str, series=str, version=str, role=str, domain=str, why=str, error=str)
+_NUMBERS = ('measured', 'predicted', 'low', 'high', 'similarity', 'calibration', 'scale')
+
+def _read(file: Path) -> pd.DataFrame:
+    "A table as it was written, numbers to the last bit."
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    numbers = {c: [float(text or 'nan') for text in table[c]] for c in _NUMBERS if c in table}
+    return table.assign(**numbers, **(dict(known=table.known == 'True') if 'known' in table else {}))
 
 def _fetch(store: Store, run_id: str, digest: str) -> dict[str, pd.DataFrame]:
     "The tables of one run, to the bit; raises `StoreError` when they are not those that were written."
@@ -139,11 +145,7 @@ def _fetch(store: Store, run_id: str, digest: str) -> dict[str, pd.DataFrame]:
         place = fetch_artifacts(store, run_id, folder, KIND)
         if _digest(place) != digest:
             raise StoreError(f"the observations of run {run_id} are not those that were written: altered or cut short")
-        empty = {column: [''] for column in _NUMBERS}
-        read = dict(dtype=_TEXT, keep_default_na=False, na_values=empty, float_precision='round_trip')
-        return {name: pd.read_csv(place / f'{name}.csv', **read) for name in _TABLES}
-
-_NUMBERS = ('measured', 'predicted', 'low', 'high', 'similarity', 'calibration', 'scale')
+        return {name: _read(place / f'{name}.csv') for name in _TABLES}
 
 # %% ../../nbs/monitoring/01_observations.ipynb #d384cf17
 @dataclass(frozen=True, repr=False)

@@ -1,0 +1,175 @@
+"Measured molecules, from a table to a decision: ESOL's soluble half trains, its other half is what the weeks after bring."
+import json
+import subprocess
+
+import pandas as pd
+import pytest
+from helpers import PROGRAM, copied, fresh, sweep_here, uri_of
+
+import bioai_esol as esol
+from bioai_esol.chem.dataset import load_esol
+from bioai_esol.errors import BioaiError, DataError
+from bioai_esol.monitoring.observations import load_observations
+from bioai_esol.monitoring.watch import observe_folder
+from bioai_esol.registry.journal import snapshot
+from bioai_esol.store.client import connect
+from bioai_esol.store.runs import search
+
+LENIENT = ['--allow-dirty', '--gap-threshold', '9', '--r2-tolerance', '0.99']
+
+
+def halves():
+    "ESOL above and below a logS of −3, each molecule once."
+    frame = load_esol().frame[['name', 'smiles', 'log_solubility']].drop_duplicates('smiles')
+    soluble = frame.log_solubility > -3
+    return frame[soluble], frame[~soluble].sort_values('log_solubility', ascending=False)
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+    "A folder in which ridge was champion and gradient boosting is, both trained on the soluble half."
+    folder = tmp_path_factory.mktemp('watched')
+    fresh(folder)
+    halves()[0].to_csv(folder / 'soluble.csv', index=False)
+    for kind in ('ridge', 'gradient-boosting'):
+        for command in (['train', '--architecture', kind, '--data', 'soluble.csv', '--split', 'random', '--run-tag', kind],
+                        ['promote', '--run-tag', kind, *LENIENT]):
+            done = subprocess.run([PROGRAM, *command], cwd=folder, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    copied(original, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def uri(folder):
+    return uri_of(folder)
+
+
+def test_a_molecule_counts_once(uri):
+    "Given again, corrected, measured twice in one table, and one of the training set."
+    soluble, later = halves()
+    week = later[:6]
+    first = esol.observe(week, tracking_uri=uri)
+    assert (first.new, first.repeated, first.corrected, first.known) == (6, 0, (), 0)
+    again = esol.observe(week, tracking_uri=uri)
+    assert (again.new, again.repeated) == (0, 6) and len(search(connect(uri), kind='observations')) == 1  # nothing new, no run
+    changed = week.assign(log_solubility=[-3.5, *week.log_solubility[1:]])
+    corrected = esol.observe(changed, tracking_uri=uri)
+    assert corrected.new == 0 and len(corrected.corrected) == 1 and corrected.corrected[0].endswith('→ -3.5')
+    twice = pd.DataFrame(dict(smiles=[later.smiles.iloc[8]] * 3 + [soluble.smiles.iloc[0]], logS=[-4., -5., -9., -1.]))
+    more = esol.observe(twice, tracking_uri=uri)
+    seen = load_observations(connect(uri))
+    assert more.new == 2 and seen.molecules.molecule.is_unique and len(seen.molecules) == 8
+    by = seen.molecules.set_index('smiles')
+    assert by.measured[week.smiles.iloc[0]] == -3.5 and by.corrected[week.smiles.iloc[0]]
+    assert by.measured[later.smiles.iloc[8]] == -5.  # the median
+    look = esol.watch(dry_run=True, tracking_uri=uri)
+    assert look.apart['of its training set'] == more.known  # it may be one of the test set
+    assert set(seen.answers.version) == {'1', '2'} and seen.answers.groupby('molecule').version.nunique().eq(2).all()
+
+
+def test_it_goes_back_when_that_helps(folder, uri, here):
+    "The whole path on the command line, the record, and the life that goes on."
+    halves()[1].iloc[::9].to_csv(folder / 'week.csv', index=False)
+    done = here('observe', 'week.csv', cwd=folder)
+    assert done.returncode == 0 and 'new molecules; champion: version 2' in done.stdout, done.stderr
+    done = here('watch', '--dry-run', '--json', cwd=folder)
+    said = json.loads(done.stdout)
+    assert done.returncode == 1 and (said['action'], said['champion'], said['changed']) == ('go back', '2', False)
+    done = here('watch', cwd=folder)
+    assert done.returncode == 1 and 'watch over version 2: go back' in done.stdout and 'champion: version 1' in done.stdout
+    registry = snapshot(connect(uri))
+    assert registry.aliases['champion'] == '1' and registry.status('2') == 'failed_in_monitoring'
+    [back] = [entry for entry in registry.entries if entry.action == 'rollback']
+    assert back.outcome == 'done' and back.reason.startswith('found by watching: ') and 'e-value' in back.reason
+    assert here('status', '--check', cwd=folder).returncode == 0
+    done = here('watch', cwd=folder)
+    assert done.returncode == 0 and 'watch over version 1: keep' in done.stdout and 'nothing was changed' in done.stdout
+    assert len([e for e in snapshot(connect(uri)).entries if e.action == 'rollback']) == 1
+
+
+def test_it_is_not_trusted_where_nobody_is_better(folder, uri, here):
+    "Version 1 alone, its promise broken: every answer says so, until a person acknowledges it."
+    assert here('rollback', '--reason', 'to have no predecessor', cwd=folder).returncode == 0
+    week = halves()[1].iloc[200::9]
+    week.assign(log_solubility=week.log_solubility - 3).to_csv(folder / 'week.csv', index=False)  # mol/L taken for mmol/L
+    assert here('observe', 'week.csv', cwd=folder).returncode == 0
+    done = here('watch', cwd=folder)
+    assert done.returncode == 1 and 'watch over version 1: not trusted' in done.stdout and 'version 1, not trusted' in done.stdout
+    assert snapshot(connect(uri)).aliases['champion'] == '1'
+    done = here('predict', 'CCO', '--json', cwd=folder)
+    [row] = json.loads(done.stdout)
+    assert row['trusted'].startswith('no: ') and 'lie outside their 90 % interval' in row['trusted']
+    assert 'version 1 is not trusted' in done.stderr
+    assert 'not trusted: ' in here('status', cwd=folder).stdout
+    entries = len(snapshot(connect(uri)).entries)
+    assert here('watch', cwd=folder).returncode == 1 and len(snapshot(connect(uri)).entries) == entries  # once is enough
+    done = here('acknowledge', '--reason', 'the assay was in mmol/L', cwd=folder)
+    assert done.returncode == 0 and 'acknowledge' in done.stdout
+    assert here('watch', cwd=folder).returncode == 0  # what was observed is settled
+    assert json.loads(here('predict', 'CCO', '--json', cwd=folder).stdout)[0]['trusted'] == 'yes'
+    with pytest.raises(BioaiError, match='version 1 is trusted'):
+        esol.acknowledge('again', tracking_uri=uri)
+
+
+def test_a_second_promotion_is_a_second_life(uri):
+    week = halves()[1].iloc[::9]
+    esol.observe(week, tracking_uri=uri)
+    assert esol.watch(tracking_uri=uri).action == 'go back'
+    policy = esol.Policy(gap_threshold=9, r2_tolerance=.99)
+    assert esol.promote(version='2', policy=policy, allow_dirty=True, force=True, tracking_uri=uri).champion == '2'
+    assert esol.watch(tracking_uri=uri).evidence.judged == 0  # and not rolled back at once: somebody wanted it
+    assert esol.observe(week, tracking_uri=uri).new == 0
+
+
+def test_bad_tables_leave_nothing(folder, uri, here):
+    (folder / 'bad.csv').write_text('smiles,logS\nCCCCCC,-2.5\nC1CC,1\nCCCCCCC,x\n')
+    done = here('observe', 'bad.csv', cwd=folder)
+    assert done.returncode == 2 and 'bad.csv line 3' in done.stderr and 'bad.csv line 4' in done.stderr and '--skip-bad-rows' in done.stderr
+    assert len(load_observations(connect(uri)).molecules) == 0
+    done = here('observe', 'bad.csv', '--skip-bad-rows', cwd=folder)
+    assert done.returncode == 0 and '1 new molecules' in done.stdout and '2 rows left out' in done.stdout
+    with pytest.raises(DataError, match='has logD, and the champion predicts'):
+        esol.observe(pd.DataFrame(dict(smiles=['CCO'], logD=[1.])), property='logD', tracking_uri=uri)
+    with pytest.raises(DataError, match='9000'):
+        esol.observe(pd.DataFrame(dict(smiles=['CCO', 'CCC'], logS=[9000., 5.])), tracking_uri=uri)
+
+
+def test_no_champion_is_said(tmp_path, here):
+    sweep_here(fresh(tmp_path), 'a', 1)
+    (tmp_path / 'week.csv').write_text('smiles,logS\nCCCCCC,-2.5\n')
+    for command in (['observe', 'week.csv'], ['watch'], ['acknowledge', '--reason', 'x']):
+        done = here(*command)
+        assert done.returncode == 2 and 'there is no champion' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_an_inbox(folder, uri, here):
+    "Each file is observed once and put away, a bad one with its reason; what is hidden, and a folder, stay."
+    inbox = folder / 'inbox'
+    (inbox / 'done').mkdir(parents=True)
+    halves()[1].iloc[:4].to_csv(inbox / 'a.csv', index=False)
+    (inbox / 'b.csv').write_text('smiles,logS\nCCO,oops\n')
+    (inbox / '.c.csv.swp').write_text('x')
+    done = here('watch', '--folder', 'inbox', cwd=folder)
+    assert done.returncode == 0 and 'a.csv: 4 new molecules' in done.stdout and 'b.csv refused' in done.stdout
+    names = sorted(str(p.relative_to(inbox)) for p in inbox.rglob('*') if p.is_file())
+    assert names == ['.c.csv.swp', 'done/a.csv', 'refused/b.csv', 'refused/b.reason.txt']
+    assert 'oops' in (inbox / 'refused/b.reason.txt').read_text()
+    assert list(observe_folder(inbox, uri)) == []
+    done = here('watch', '--folder', 'absent', cwd=folder)
+    assert done.returncode == 2 and 'cannot look into absent' in done.stderr
+    done = here('watch', '--every', 'soon', cwd=folder)
+    assert done.returncode == 2 and 'give 90s, 10m, 1h or 1d' in done.stderr
+
+
+def test_files_that_were_altered_are_no_evidence(folder, uri):
+    esol.observe(halves()[1].iloc[:4], tracking_uri=uri)
+    [table] = (folder / 'mlartifacts').rglob('observations/molecules.csv')
+    table.write_text(table.read_text().replace('-3', '-2'))
+    with pytest.raises(BioaiError, match='altered or cut short'):
+        esol.watch(tracking_uri=uri)
