@@ -24,6 +24,7 @@ _HOME = {  # public name: the module that defines it
     'history': 'registry.journal',
     'load_champion': 'serving.predictor', 'load_version': 'serving.predictor',
     'observe': 'monitoring.observations', 'watch': 'monitoring.watch', 'acknowledge': 'monitoring.watch',
+    'follow': 'monitoring.follow',
     'compare': 'serving.comparison', 'SolubilityModel': 'serving.endpoint',
     'write_report': 'analysis.report',
 }
@@ -54,6 +55,7 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from .analysis.look import look as look
     from .analysis.report import write_report as write_report
     from .chem.dataset import Dataset as Dataset, load_esol as load_esol, load_table as load_table
+    from .monitoring.follow import follow as follow
     from .monitoring.observations import observe as observe
     from .monitoring.watch import acknowledge as acknowledge, watch as watch
     from .registry.journal import history as history

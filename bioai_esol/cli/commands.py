@@ -423,7 +423,19 @@ def _explain(champion, predictions, folder: str) -> str:
     except OSError as e: raise DataError(f"cannot write {e.filename or folder}: {e.strerror or e}") from None
     return f"{_plural(len(readable), 'drawing')} of {_plural(len(predictions), 'molecule')} written to {folder}"
 
+# %% ../../nbs/cli/02_commands.ipynb #b1ea4de3
+def _follow(args) -> int:
+    from bioai_esol.monitoring.follow import follow
+    if args.data: args.usage('give --follow or --data, one of the two')
+    found = follow(args.version_a, args.version_b, tracking_uri=args.tracking_uri)
+    if args.output: _write_csv(found.course, args.output)
+    text = dict(versions=found.versions, better=found.better, decided_at=found.decided_at, fixed=found.fixed)
+    if args.json: print(_json(text | dict(course=found.course.to_dict('records'))))
+    else: print(found)
+    return 0
+
 def _compare(args) -> int:
+    if args.follow: return _follow(args)
     data = _dataset(args) if args.data else None
     from bioai_esol.serving.comparison import compare
     pair = compare(args.version_a, args.version_b, data, tracking_uri=args.tracking_uri)

@@ -244,6 +244,9 @@ def _record_commands(command: Command):
                 'Without --data, on the test set of the first version.')
     p.add_argument('version_a', metavar='VERSION', help='number or alias')
     p.add_argument('version_b', metavar='VERSION', help='number or alias')
+    p.add_argument('--follow', action='store_true',
+                   help='on all observed molecules instead, with an interval that holds at every look: when may one '
+                        'stop measuring?')
     _data_options(p)
     p.add_argument('--output', metavar='CSV', help='write every prediction and error here')
     _json_option(p, 'the figures')

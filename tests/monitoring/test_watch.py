@@ -117,6 +117,20 @@ def test_it_is_not_trusted_where_nobody_is_better(folder, uri, here):
         esol.acknowledge('again', tracking_uri=uri)
 
 
+def test_a_challenger_is_followed(folder, uri, here):
+    "On all that was observed; the former champion answered every molecule, and is the better one here."
+    halves()[1].iloc[::4].to_csv(folder / 'week.csv', index=False)
+    assert here('compare', '1', '2', '--follow', cwd=folder).stdout.startswith('0 molecules were answered')
+    assert here('observe', 'week.csv', cwd=folder).returncode == 0
+    found = esol.follow('1', 'champion', tracking_uri=uri)
+    assert found.better == '1' and 50 <= found.decided_at < found.fixed + 200 and len(found.course) == len(halves()[1].iloc[::4])
+    said = here('compare', '1', 'champion', '--follow', '--output', 'course.csv', cwd=folder).stdout
+    assert 'version 1 is better; measuring could stop after' in said and len(pd.read_csv(folder / 'course.csv')) == len(found.course)
+    assert here('compare', '1', '2', '--follow', '--data', 'week.csv', cwd=folder).returncode == 2
+    with pytest.raises(BioaiError, match='are the same version'):
+        esol.follow('2', 'champion', tracking_uri=uri)
+
+
 def test_a_second_promotion_is_a_second_life(uri):
     week = halves()[1].iloc[::9]
     esol.observe(week, tracking_uri=uri)
