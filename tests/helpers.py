@@ -55,7 +55,7 @@ def fresh(folder):
     return uri_of(folder)
 
 
-def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42, dataset=None):
+def sweep_here(uri, run_tag, epochs=1, hidden_dim=8, seed=42, dataset=None, **settings):
     "A sweep of one run as `run_sweep` writes it, on ESOL or another `dataset`, trained in this process: no worker has to import PyTorch for it."
     from bioai_esol.chem.dataset import load_esol
     from bioai_esol.sweep.grid import Grid
@@ -63,7 +63,8 @@ def sweep_here(uri, run_tag, epochs, hidden_dim=8, seed=42, dataset=None):
     from bioai_esol.store.client import connect
     from bioai_esol.store.writer import Writer
     from bioai_esol.training.engine import make_task, train
-    grid = Grid(hidden_dim=hidden_dim, lr=1e-2, batch_size=128, dropout=0, weight_decay=0, epochs=epochs, seed=seed, run_tag=run_tag)
+    grid = Grid(hidden_dim=hidden_dim, lr=1e-2, batch_size=128, dropout=0, weight_decay=0, epochs=epochs, seed=seed, run_tag=run_tag,
+                **settings)
     [config], store = grid.configs(), connect(uri, create=True)
     task = make_task(dataset or load_esol(), config)
     tags = dict(run_tag=run_tag, kind='run') | lineage(task.dataset, task.split)
