@@ -96,16 +96,16 @@ def evidence_about(
     version: str,                # the champion
     former: str | None,          # the champion before it that can take over again
     policy: Policy,              # its thresholds
-) -> Evidence:
-    "What the observations of its life say of a champion."
+) -> tuple[Evidence, pd.DataFrame]:
+    "What the observations of its life say of a champion, and how it came about: see `looks`."
     judged = judge(life, observations, former)
-    if not len(judged): return Evidence(version, former, 0, 0, 1 - INTERVAL_LEVEL, 0.)
     course = looks(judged, observations, version, policy)
+    if not len(judged): return Evidence(version, former, 0, 0, 1 - INTERVAL_LEVEL, 0.), course
     last = course.iloc[-1]
     return Evidence(
         version, former, len(judged), int(judged.missed.sum()), _promised(observations, version, policy),
         float(last.log_against), int(judged.difference.notna().sum()), float(judged.difference.mean()),
-        float(last.log_for_former), len(course))
+        float(last.log_for_former), len(course)), course
 
 # %% ../../nbs/monitoring/02_watch.ipynb #839f246a
 @dataclass(frozen=True, repr=False)
@@ -114,6 +114,7 @@ class Watch:
     decision: WatchDecision   # its rules, and the action
     evidence: Evidence        # the figures that it rests on
     life: pd.DataFrame        # every molecule of the champion's life; `counts` says which are evidence
+    course: pd.DataFrame      # the evidence after each series: `log_against`, `log_for_former`
     champion: str | None      # version that is champion afterwards
     changed: bool             # was anything changed by this look?
     trusted: bool             # may the champion be trusted afterwards?
@@ -149,6 +150,7 @@ class _Seen:
     decision: WatchDecision
     evidence: Evidence
     life: pd.DataFrame
+    course: pd.DataFrame
 
 def _look(store: Store, registry: Snapshot, observations: Observations, policy: Policy) -> _Seen:
     "Decide about the champion; raises `BioaiError` when there is none."
@@ -158,8 +160,8 @@ def _look(store: Store, registry: Snapshot, observations: Observations, policy: 
     former, _ = former_champion(store, registry, champion)
     since = int(registry.at(f'version/{champion}/acknowledged') or 0)
     life = life_of(observations, champion, registry.at(f'version/{champion}/promoted_at') or '', since)
-    evidence = evidence_about(life, observations, champion, former, policy)
-    return _Seen(decide_watch(evidence, policy), evidence, life)
+    evidence, course = evidence_about(life, observations, champion, former, policy)
+    return _Seen(decide_watch(evidence, policy), evidence, life, course)
 
 # %% ../../nbs/monitoring/02_watch.ipynb #3c8bffb3
 def _carry_out(t: Turn, seen: _Seen, policy: Policy) -> bool:
@@ -174,7 +176,7 @@ def _carry_out(t: Turn, seen: _Seen, policy: Policy) -> bool:
 def _watched(seen: _Seen, registry: Snapshot, changed: bool) -> Watch:
     champion = registry.aliases.get('champion')
     trusted = champion is not None and not distrusted(registry, champion)
-    return Watch(seen.decision, seen.evidence, seen.life, champion, changed, trusted)
+    return Watch(seen.decision, seen.evidence, seen.life, seen.course, champion, changed, trusted)
 
 # %% ../../nbs/monitoring/02_watch.ipynb #2cfe7379
 def watch(policy: Policy | None = None, *, dry_run: bool = False, tracking_uri: str | None = None) -> Watch:
@@ -197,7 +199,7 @@ def watch(policy: Policy | None = None, *, dry_run: bool = False, tracking_uri: 
     -------
     Watch
         `action` (keep, measure more, not trusted, go back), `decision` with its rules, `evidence`, the
-        molecules of the champion's `life`, and the `champion` afterwards.
+        molecules of the champion's `life`, the `course` of the evidence, and the `champion` afterwards.
 
     Raises
     ------

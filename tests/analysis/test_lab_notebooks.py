@@ -4,9 +4,12 @@ import subprocess
 
 import nbformat
 import pytest
-from helpers import EASY_OPTIONS, PROGRAM, ROOT, fresh, uri_of
+from helpers import EASY_OPTIONS, PROGRAM, ROOT, copied, fresh, uri_of
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+import bioai_esol as esol
+from bioai_esol.chem.dataset import load_esol
 
 SWEEP = ['--hidden-dim', '8,16,24', '--lr', '3e-3,1e-2', '--batch-size', '64', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '6',
          '--run-tag', 'twelve']
@@ -40,6 +43,7 @@ def shown(outputs, kind):
     ('hyperparameter_effects', 4, ['12 FINISHED', 'The forest explains', 'On this data']),
     ('promotion', 2, ['Champion is version 2', 'Champion is version 1 again', 'test RMSE is']),
     ('error_analysis', 4, ['Test RMSE', 'The worst 5', 'Spearman']),
+    ('monitoring', 0, ['No observed molecule counts as evidence yet']),
 ])
 def test_a_notebook_reads_top_to_bottom(name, figures, said, folder, monkeypatch):
     outputs = executed(name, uri_of(folder), monkeypatch)
@@ -50,6 +54,17 @@ def test_a_notebook_reads_top_to_bottom(name, figures, said, folder, monkeypatch
     assert 'nan' not in text and not re.search(r'\{[a-z]', text), text
     if name == 'sweep_analysis':
         assert len(shown(outputs, 'application/vnd.jupyter.widget-view+json')) >= 3  # the explorer, the browser, the live view
+
+
+def test_monitoring_shows_what_was_observed(folder, tmp_path, monkeypatch):
+    "All of ESOL, of which the molecules of the test set alone are evidence; the store of the notebook stays as it is."
+    uri = copied(folder, tmp_path)
+    observed = esol.observe(load_esol().frame, tracking_uri=uri)
+    assert observed.known > 900
+    before = esol.history(tracking_uri=uri)
+    outputs = executed('monitoring', uri, monkeypatch)
+    assert len(shown(outputs, 'image/png')) == 3 and not shown(outputs, 'text/markdown')
+    assert 'watch over version 1' in shown(outputs, 'text/html')[0] and esol.history(tracking_uri=uri).equals(before)
 
 
 def test_effects_of_a_few_runs_of_several_kinds(here, tmp_path, monkeypatch):
@@ -103,7 +118,7 @@ def test_the_report_of_models_on_descriptors_has_no_curves(here, energies):
     assert not OF_SOLUBILITY.search(page)
 
 
-@pytest.mark.parametrize('name', ['sweep_analysis', 'hyperparameter_effects', 'promotion', 'error_analysis'])
+@pytest.mark.parametrize('name', ['sweep_analysis', 'hyperparameter_effects', 'promotion', 'error_analysis', 'monitoring'])
 def test_with_no_runs_a_notebook_says_what_to_run(name, tmp_path, monkeypatch):
     with pytest.raises(CellExecutionError) as e:
         executed(name, uri_of(tmp_path), monkeypatch)
