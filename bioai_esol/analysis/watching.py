@@ -105,6 +105,6 @@ def worst_observed(
     n: int = 6,    # rows
 ) -> pd.DataFrame: # the worst first: `name`, `smiles`, `measured`, `predicted`, `low`, `high`, `domain`, `counts` …
     "The molecules of the largest error."
-    error = (look.life.predicted - look.life.measured).abs()
+    error = (look.life.predicted - look.life.measured).abs().astype(float)  # of none, too
     columns = ['name', 'smiles', 'measured', 'predicted', 'low', 'high', 'error', 'domain', 'why', 'counts']
     return look.life.assign(error=error).nlargest(n, 'error')[columns].reset_index(drop=True)
