@@ -12,7 +12,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -290,7 +290,8 @@ def _unit(read: _Read, census: Census, shared: pd.DataFrame) -> _Unit:
     if not read.reading.measured.is_solubility: return _Unit(read.reading.measured.unit, None, '', False)
     stated = unit_named(read.reading.unit or LOG_MOLAR)
     number = census.number[np.isfinite(census.number)]
-    other = None if _unit_by_esol(read, census, shared) else _another_property(read, number)
+    is_certain = 'unit' in read.given.model_fields_set or _unit_by_esol(read, census, shared)
+    other = None if is_certain else _another_property(read, number)
     if other: return _Unit(stated, None, other[2], True, other)
     likely, why = _witness(read, census, shared)
     if likely: return _Unit(stated, likely, why, not _alike(likely, stated))
@@ -360,7 +361,9 @@ def _target_topic(read: _Read, census: Census, unit: _Unit) -> Topic:
 # %% ../../nbs/analysis/08_look.ipynb #96ea7f35
 def _unit_in_words(unit: _Unit) -> str:
     "The unit, or what speaks against it."
-    if unit.other: return f'hardly a solubility: {unit.text}; name the property'
+    if unit.other:
+        return (f"hardly a solubility: {unit.text}; name the property, or if it is {LOGS} all the same "
+                f"say unit={LOG_MOLAR!r}")
     if unit.doubtful and unit.likely: return f'the unit looks like {unit.likely}, not {unit.stated}: {unit.text}'
     if unit.doubtful: return f'the unit is hardly {unit.stated}: {unit.text}'
     if unit.likely: return f'the unit looks like {unit.likely}: {unit.text}'
@@ -635,8 +638,8 @@ def _answers(read: _Read, unit: _Unit | None) -> Iterator[Suggestion]:
         name, of, _ = unit.other
         own = _options(read, target=columns.target, property=name, unit=of)
         yield Suggestion('if it is another property', again + own)
-        train = f'bioai-esol train --data {_file(read)}' + _options(read, target=columns.target)
-        yield Suggestion('if it is a solubility all the same', train)
+        same = _options(read, target=columns.target, unit=LOG_MOLAR)
+        yield Suggestion(f'if it is {LOGS} all the same', again + same)
     elif unit and unit.doubtful:
         for u in [unit.likely] if unit.likely else ['mg/L', 'µM']:
             yield Suggestion(f'if the unit is {u}', again + _options(read, target=columns.target, unit=u))
@@ -720,9 +723,10 @@ class Look(Findings):
 
     def save(self,
              path: str | Path,  # of the HTML file; folders are made
+             words: Callable[[str], str] = str,  # rewrites every sentence, for readers who do not write Python
     ) -> Path:
         "Write one page with figures, to be read anywhere; raises `BioaiError` when it cannot be written."
-        return _save(self, Path(path))
+        return _save(_reworded(self, words), Path(path))
 
 # %% ../../nbs/analysis/08_look.ipynb #053b87bc
 def _headline(look: Look) -> str:
@@ -841,6 +845,12 @@ def _sections(look: Look) -> Iterator[dict]:
     if len(commands): yield dict(title='Next', parts=[table_part(commands)])
 
 # %% ../../nbs/analysis/08_look.ipynb #1debf698
+def _reworded(look: Look, words: Callable[[str], str]) -> Look:
+    "The same with every sentence rewritten; commands are for the command line already."
+    topics = [replace(t, text=words(t.text), details=tuple(map(words, t.details))) for t in look.topics]
+    suggestions = [replace(s, why=words(s.why)) for s in look.suggestions]
+    return replace(look, topics=tuple(topics), suggestions=tuple(suggestions), doubts=tuple(map(words, look.doubts)))
+
 def _save(look: Look, path: Path) -> Path:
     "Write the page."
     made = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by bioai-esol {bioai_esol.__version__}, 'bioai-esol look'."
@@ -891,6 +901,11 @@ def _described(read: _Read, helpers: Helpers, tracking_uri: str | None) -> Look:
                 _values(read, census, known, divided))
 
 # %% ../../nbs/analysis/08_look.ipynb #7f0ee79c
+def _with_known_unit(reading: Reading) -> Reading:
+    "The same, with the name that we have for the unit of a solubility."
+    if not reading.measured.is_solubility: return reading
+    return reading.model_copy(update=dict(unit=unit_named(reading.unit)))
+
 def _table(table: str | Path | pd.DataFrame, reading: Reading) -> Table:
     "A file or a frame as columns of text; raises `DataError` when there is no row in it."
     if isinstance(table, pd.DataFrame): read = table_of(table)
@@ -963,7 +978,7 @@ def look(
     said = dict(smiles_column=smiles_column, target=target, name_column=name_column, separator=separator,
                 decimal=decimal, encoding=encoding, property=property) | rule
     reading = Reading(**said | ({} if unit is None else dict(unit=unit)))
-    if reading.measured.is_solubility: reading = reading.model_copy(update=dict(unit=unit_named(reading.unit)))
+    if unit is not None: reading = _with_known_unit(reading)
     read = _read(_table(table, reading), reading)
     if read.columns is None: return _without_molecules(read)
     with helpers_for(len(read.table.frame)) as helpers: return _described(read, helpers, tracking_uri)

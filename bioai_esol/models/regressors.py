@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Arrays', 'MIN_COLUMN_SD', 'MAX_DEVIATIONS', 'RIDGE_PENALTY', 'BOOSTING', 'GP_MAX_MOLECULES', 'GP_FIRST_AMPLITUDE',
            'GP_FIRST_LENGTH', 'GP_FIRST_NOISE', 'GP_MIN_VARIANCE', 'REGRESSORS', 'fit_scale', 'scaled', 'unlogged',
-           'Regressor']
+           'doubts_of_fit', 'Regressor']
 
 # %% ../../nbs/models/05_regressors.ipynb #12b2424e
-import sys
+import re, sys, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -119,6 +119,36 @@ def unlogged() -> Iterator[None]:
     "What scikit-learn fits in this block is logged by nobody else: MLflow's autologging rests, if there is any."
     autologging = sys.modules.get('mlflow.utils.autologging_utils')
     with autologging.disable_autologging() if autologging else nullcontext(): yield
+
+# %% ../../nbs/models/05_regressors.ipynb #c06e7cf5
+_SEARCHED = dict(k1__k1__constant_value='amplitude', k1__k2__length_scale='length', k2__noise_level='noise')
+_AT_BOUND = re.compile(r'parameter (\w+) is close to the specified (lower|upper) bound (\S+)\.')
+
+def _doubt(message: str) -> str:
+    "A warning of scikit-learn about a fit in our words, in one line."
+    found = _AT_BOUND.search(message)
+    if found:
+        name, side, bound = found.groups()
+        return f"the fit took the {'largest' if side == 'upper' else 'smallest'} {_SEARCHED.get(name, name)} that " \
+               f"its search allows, {float(bound):g}"
+    first = ' '.join(message.split()).partition('. ')[0]
+    return f"the search for the best fit ended early: {first.rstrip('.')}"
+
+# %% ../../nbs/models/05_regressors.ipynb #baaf2578
+@contextmanager
+def doubts_of_fit() -> Iterator[list[str]]:
+    "What scikit-learn doubts about the fits in this block, each doubt once; the list is filled when the block ends."
+    from sklearn.exceptions import ConvergenceWarning
+    doubts = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always', ConvergenceWarning)
+        yield doubts
+    for w in caught:
+        if not issubclass(w.category, ConvergenceWarning):
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+            continue
+        doubt = _doubt(str(w.message))
+        if doubt not in doubts: doubts.append(doubt)
 
 # %% ../../nbs/models/05_regressors.ipynb #9b1de2ea
 @dataclass(frozen=True)

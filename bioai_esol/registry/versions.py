@@ -6,7 +6,7 @@
 __all__ = ['MODEL_FILES', 'STATUSES', 'STATUS_METRICS', 'find_version', 'run_of', 'checksums', 'fetch_model',
            'verify_model_files', 'champion_findings', 'make_candidate', 'crown', 'former_champion', 'Rollback',
            'rollback_html', 'roll_back', 'rollback', 'distrust', 'distrusted', 'trust_again', 'set_alias', 'archive',
-           'restore', 'status', 'check']
+           'restore', 'refused_since', 'status', 'check']
 
 # %% ../../nbs/registry/03_versions.ipynb #6a17f930
 import hashlib, html, re, tempfile
@@ -528,6 +528,19 @@ def _status_row(store: Store, registry: Snapshot, version: 'ModelVersion') -> di
     times = {k: tags.get(k, '') for k in ('promoted_at', 'demoted_at', 'successor')}
     return life | figures | times | dict(run_id=version.run_id, repeats_run=run.get('repeats_run'))
 
+# %% ../../nbs/registry/03_versions.ipynb #ea9554f2
+def refused_since(
+    registry: Snapshot,  # as it was read
+) -> str:
+    "The promotion that was refused since the champion was crowned, in a line; empty when none was."
+    refused = None
+    for entry in registry.entries:
+        if entry.outcome == 'done' and 'champion' in entry.moves: refused = None
+        if entry.outcome == 'refused' and entry.action in ('register', 'promote'): refused = entry
+    if refused is None: return ''
+    which = f'of version {refused.version} ' if refused.version else ''
+    return f"the last promotion, {which}on {refused.time:%Y-%m-%d %H:%M}, was refused: {refused.reason}"
+
 # %% ../../nbs/registry/03_versions.ipynb #9135c650
 def status(*, tracking_uri: str | None = None) -> pd.DataFrame:
     """Every registered version with its aliases, figures and fate; what a crash left open is settled first.
@@ -542,6 +555,7 @@ def status(*, tracking_uri: str | None = None) -> pd.DataFrame:
     DataFrame
         One row per version, newest first: `version`, `alias`, `status`, `since`, `why`, the name and tag of its run,
         its figures (`best_val_rmse`, `test_rmse`, `test_mae`, `test_r2`, `generalisation_gap`), where it comes from.
+        Its `attrs['refused']` says which promotion was refused since the champion was crowned, and why.
 
     Raises
     ------
@@ -561,7 +575,9 @@ def status(*, tracking_uri: str | None = None) -> pd.DataFrame:
     store = connect(tracking_uri)
     registry = settled(store)
     newest_first = reversed(registry.versions.values())
-    return pd.DataFrame([_status_row(store, registry, version) for version in newest_first])
+    table = pd.DataFrame([_status_row(store, registry, version) for version in newest_first])
+    table.attrs['refused'] = refused_since(registry)
+    return table
 
 # %% ../../nbs/registry/03_versions.ipynb #ae9f9338
 def _unknown_statuses(registry: Snapshot) -> list[str]:

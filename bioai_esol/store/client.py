@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_STORE', 'EXPERIMENT', 'HTTP_REFUSALS', 'logger', 'ensure_home', 'prepare_mlflow', 'sqlite_path', 'sqlite_uri',
-           'store_uri', 'shown_uri', 'one_line', 'folder_of', 'Moved', 'moved_store', 'settle_addresses', 'Client',
-           'Store', 'check_reachable', 'connect', 'user', 'process_alive', 'state_folders', 'store_lock']
+           'store_uri', 'shown_uri', 'one_line', 'folder_of', 'Moved', 'store_identity', 'moved_store',
+           'settle_addresses', 'Client', 'Store', 'check_reachable', 'connect', 'user', 'process_alive',
+           'state_folders', 'store_lock']
 
 # %% ../../nbs/store/01_client.ipynb #4937000a
 import base64, getpass, hashlib, http.client, logging, os, re, socket, sqlite3, sys, tempfile
@@ -229,6 +230,17 @@ def _holds_any(folder: Path, runs: set[str]) -> bool:
     return False
 
 # %% ../../nbs/store/01_client.ipynb #3821b15f
+def store_identity(
+    uri: str,  # see `store_uri`
+) -> str:
+    "What an embedded store takes along when it is moved: its experiment and when that was made; empty when unknown."
+    path = sqlite_path(uri)
+    if not path or not os.path.exists(path): return ''
+    query = "select experiment_id || '-' || creation_time from experiments where name = ?"
+    try: return next(iter(_ask(path, query)), None) or ''
+    except StoreError: return ''  # not a store, or not yet: whoever opens it says so
+
+# %% ../../nbs/store/01_client.ipynb #f751fb22
 def moved_store(
     uri: str,  # see `store_uri`
 ) -> Moved | None:

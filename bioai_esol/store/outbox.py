@@ -17,7 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import BioaiError, StoreError
-from .client import one_line, settle_addresses, shown_uri, sqlite_path, state_folders, Store
+from .client import (
+    one_line, settle_addresses, shown_uri, sqlite_path, sqlite_uri, state_folders, Store, store_identity)
 
 # %% ../../nbs/store/03_outbox.ipynb #3e08d8e0
 def now_ms() -> int:  # milliseconds since 1970
@@ -101,13 +102,37 @@ def _locked(place: Path) -> Iterator[None]:
     if place.stat().st_uid != os.getuid(): raise PermissionError(f"{place} belongs to somebody else")
     with FileLock(place / 'lock'): yield
 
+_OWNER = 'store.json'  # in the folder of a process: whose runs these are
+
 class _ProcessFolder:
-    "The runs that one process keeps in one place."
-    def __init__(self, place: Path):
+    "The runs that one process keeps in one place, with the store that they are for."
+    def __init__(self, place: Path, owner: dict[str, str]):
         with _locked(place):
             self.path = Path(tempfile.mkdtemp(prefix=f'{now_ms()}-', dir=place))
+            (self.path / _OWNER).write_text(json.dumps(owner), encoding='utf-8')
             self.lock = FileLock(f'{self.path}.lock')
             self.lock.acquire(timeout=0)
+
+# %% ../../nbs/store/03_outbox.ipynb #b98c4eb3
+def _owner(store: Store) -> dict[str, str]:
+    "What a folder of runs notes of the store that they are for."
+    path = sqlite_path(store.uri)
+    return dict(path=str(path or ''), identity=store_identity(store.uri))
+
+def _has_moved(folder: Path, owner: dict[str, str]) -> bool:
+    "Does this folder of a process hold runs of the store `owner` from when it was somewhere else?"
+    try: noted = json.loads((folder / _OWNER).read_text(encoding='utf-8'))
+    except (OSError, ValueError): return False  # from before this was noted: found by the address alone
+    if not owner['identity'] or noted['identity'] != owner['identity']: return False
+    return store_identity(sqlite_uri(Path(noted['path']))) != noted['identity']
+
+def _places(store: Store) -> list[Path]:
+    "Where runs for this store may wait, best first: its own folders, then those of addresses that it had."
+    own = outbox_folders(store)
+    owner = _owner(store)
+    others = [file.parent for folder in state_folders() for file in sorted(folder.glob(f'*/*/{_OWNER}'))]
+    moved = [folder.parent for folder in others if folder.parent not in own and _has_moved(folder, owner)]
+    return [*own, *dict.fromkeys(moved)]
 
 # %% ../../nbs/store/03_outbox.ipynb #47f6cfe1
 def _write_entry(
@@ -155,7 +180,7 @@ class Outbox:
     def __init__(self,
                  store: Store):  # the store that will take them
         self.store = store
-        self._folders: dict[Path, _ProcessFolder] = {}
+        self._owner, self._folders = _owner(store), dict[Path, _ProcessFolder]()  # now: the store may be away later
 
     def keep(self,
              record: Record,  # the run as it is to be written
@@ -165,7 +190,7 @@ class Outbox:
         refusals = []
         for place in outbox_folders(self.store):
             try:
-                if place not in self._folders: self._folders[place] = _ProcessFolder(place)
+                if place not in self._folders: self._folders[place] = _ProcessFolder(place, self._owner)
                 return _write_entry(self._folders[place].path, record, write_files)
             except OSError as e: refusals.append(f"{place}: {e.strerror or e}")
         raise StoreError(f"a trained run cannot be kept on disk ({'; '.join(refusals)})")
@@ -184,7 +209,7 @@ def _let_go(place: Path, folder: _ProcessFolder):
     "Release the folder of this process, and remove it if it is empty."
     with _locked(place):
         folder.lock.release()
-        if not any(folder.path.iterdir()): _clear(folder.path)
+        if all(p.name == _OWNER for p in folder.path.iterdir()): _clear(folder.path)
 
 # %% ../../nbs/store/03_outbox.ipynb #656d4344
 logger = logging.getLogger('bioai_esol')
@@ -211,18 +236,25 @@ def _abandoned(folder: Path) -> bool:
     lock.release()
     return True
 
-def _entries(place: Path) -> list[Path]:
-    "The runs in one place whose processes have ended, oldest first."
-    folders = [f for f in sorted(place.iterdir()) if f.is_dir() and _abandoned(f)]
+def _left_behind(place: Path, store: Store) -> list[Path]:
+    "The folders in one place that belong to this store, and whose processes have ended, oldest first."
+    is_own = place in outbox_folders(store)
+    folders = [f for f in sorted(place.iterdir()) if f.is_dir() and (is_own or _has_moved(f, _owner(store)))]
+    return [f for f in folders if _abandoned(f)]
+
+def _entries(place: Path, store: Store) -> list[Path]:
+    "The runs in one place that wait for this store, and whose processes have ended, oldest first."
+    folders = _left_behind(place, store)
     kept = [file.parent for folder in folders for file in sorted(folder.glob('*/run.json'))]
     return [entry for entry in kept if entry.suffix != '.draft']
 
+# %% ../../nbs/store/03_outbox.ipynb #8096bc79
 def pending(
     store: Store,  # an open store
 ) -> list[Path]:
     "What earlier processes have left behind for this store, best place first, then oldest first."
-    return [entry for place in outbox_folders(store) if _opens(place)
-            for entry in _entries(place)]
+    return [entry for place in _places(store) if _opens(place)
+            for entry in _entries(place, store)]
 
 # %% ../../nbs/store/03_outbox.ipynb #6d1314bc
 def deliver_pending(
@@ -230,12 +262,11 @@ def deliver_pending(
 ) -> int:  # how many runs
     "Write what earlier processes left behind; raises `StoreError` when the store does not take it, and it stays."
     written = 0
-    for place in outbox_folders(store):
+    for place in _places(store):
         if not _opens(place): continue
         with _locked(place):
-            for entry in _entries(place):
+            for entry in _entries(place, store):
                 _deliver(store, entry)
                 written += 1
-            for folder in [f for f in place.iterdir() if f.is_dir()]:
-                if _abandoned(folder): _clear(folder)
+            for folder in _left_behind(place, store): _clear(folder)
     return written

@@ -94,8 +94,8 @@ class Writer(_Drafts):
              run: Record,  # open in the store
              result: TrainResult) -> Path:  # what the training gave -> folder of the kept run
         "Put a training's result onto the disk, as a run that is FINISHED, or FAILED with the reason."
-        tags = run.tags | dict(seconds=f'{result.seconds:.2f}')
-        if not result.ok: tags['error'] = result.error
+        said = dict(seconds=f'{result.seconds:.2f}', error=result.error, warning=result.warning)
+        tags = run.tags | {name: text for name, text in said.items() if text}
         status = 'FINISHED' if result.ok else 'FAILED'
         record = replace(run, tags=tags, metrics=_metrics(result), dataset=self.dataset, status=status, ended=now_ms())
         return box.keep(record, partial(_write_files, result=result, task=self.task) if result.ok else None)

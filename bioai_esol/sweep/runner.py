@@ -42,6 +42,7 @@ class _Worker:
     block: list[TrainConfig] = field(default_factory=list)
     runs: list[Record] = field(default_factory=list)  # one for each configuration of the block
     epochs_seen: int = 0                              # of the block, in ticks
+    trouble: str = ''                                 # the words of the exception that ended its work
 
 def _start_worker(device: str) -> _Worker:
     context = mp.get_context('spawn')
@@ -219,14 +220,29 @@ def _ending(code: int) -> str:
     return f"the worker process ended with code {code}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
 
 # %% ../../nbs/sweep/02_runner.ipynb #4b9d0d09
-class _Sweep(_Crew):
+class _Replacing(_Crew):
+    "A crew that goes on when one of its workers does not."
+    def lost(self, worker: _Worker):
+        "A worker has ended: its runs have failed, another worker takes its place."
+        worker.process.join()
+        self.workers.remove(worker)
+        for run in worker.runs: self.log.failed(run, worker.trouble or _ending(worker.process.exitcode))
+        self.log.keep()
+        if self.todo: self.hire(1)
+
+# %% ../../nbs/sweep/02_runner.ipynb #7a27ff05
+class _Sweep(_Replacing):
     "A crew at work."
     def hear(self, worker: _Worker):
         "Take one message; a broken pipe means that the worker died."
         try: kind, *content = worker.pipe.recv()
         except (EOFError, ConnectionResetError): return self.lost(worker)
-        if kind == 'done': return self.trained(worker, *content)
-        epochs, best = content
+        if kind == 'done': self.trained(worker, *content)
+        elif kind == 'failed': [worker.trouble] = content  # it ends now
+        else: self.ticked(worker, *content)
+
+    def ticked(self, worker: _Worker, epochs: int, best: float):
+        "Some epochs of a block are over."
         worker.epochs_seen += epochs
         self.progress.advance(worker.block, epochs, best)
 
@@ -237,14 +253,6 @@ class _Sweep(_Crew):
         for run, result in zip(runs, results): self.log.ended(self.writers[split_key(result.config)], run, result)
         self.log.keep()
         self.progress.advance(block, block[0].epochs - epochs_seen, _lowest(results))
-
-    def lost(self, worker: _Worker):
-        "A worker died: its runs have failed, another worker takes its place."
-        worker.process.join()
-        self.workers.remove(worker)
-        for run in worker.runs: self.log.failed(run, _ending(worker.process.exitcode))
-        self.log.keep()
-        if self.todo: self.hire(1)
 
 # %% ../../nbs/sweep/02_runner.ipynb #4b9d0d0a
 def _work_off(sweep: _Sweep, workers: int, parent: Record):
@@ -389,6 +397,19 @@ def _result_html(result: SweepResult) -> str:
     if result.next_step: parts.append(f'<p>next: <code>{escape(result.next_step)}</code></p>')
     return ''.join(parts)
 
+# %% ../../nbs/sweep/02_runner.ipynb #56a91e54
+def _doubts(runs: pd.DataFrame) -> list[str]:
+    "What is in doubt about these runs: a line per doubt, with the first run that has it."
+    if 'warning' not in runs: return []
+    doubted = runs[runs.warning.notna()]
+    def line(doubt, names):
+        more = len(names) - 1
+        return f"{names.iloc[0]}{f' and {more} more' if more else ''}: {doubt}"
+    return [line(doubt, names) for doubt, names in doubted.groupby('warning', sort=False).run_name]
+
+def _tell_doubts(runs: pd.DataFrame):
+    for line in _doubts(runs): logger.warning(line)
+
 # %% ../../nbs/sweep/02_runner.ipynb #4b9d0d14
 def _runs_of(store: Store, run_tag: str, digests: set[str]) -> pd.DataFrame:
     "The last run of each of these configurations."
@@ -408,6 +429,7 @@ def _sweep(grid: Grid, dataset: Dataset, store: Store, device: str, start: float
     reused = len(configs) - len(todo)
     if todo: _train_all(store, grid, _writers(store, dataset, todo, grid, device), todo, reused, device)
     runs = _runs_of(store, grid.run_tag, set(configs))
+    _tell_doubts(runs[~runs.config_digest.isin(finished)])
     return SweepResult(grid.run_tag, runs, len(todo), reused, time.perf_counter() - start, store.uri)
 
 # %% ../../nbs/sweep/02_runner.ipynb #fda1f863

@@ -26,7 +26,7 @@ from ..errors import ConfigError
 from ..models.architectures import ARCHITECTURES, make_network
 from ..models.fitted import batches, FittedModel, MoleculeSet, unscaled
 from ..models.kaxis import BlockDropout, generator, init_theta, one_thread, predict_batch
-from ..models.regressors import REGRESSORS
+from ..models.regressors import doubts_of_fit, REGRESSORS
 from ..stats.conformal import applicability_limit, coverage, half_width, nonconformity_scores
 from ..stats.metrics import mae, r2, rmse
 from .config import make_split, TrainConfig
@@ -151,6 +151,7 @@ class TrainResult:
     error: str | None = None       # why the run failed; None when it did not
     info: dict = field(default_factory=dict)  # what the weights belong to: see `FittedModel`
     half_widths: np.ndarray | None = None     # (n_test,) of the 90 % intervals; None when the run failed
+    warning: str = ''                         # what is in doubt about the fit; empty when nothing is
 
     @property
     def ok(self) -> bool:
@@ -341,10 +342,11 @@ def _fit_regressor(config: TrainConfig, task: Task) -> TrainResult:
     "Fit and score a model on descriptors."
     start = time.perf_counter()
     train = task.molecules.descriptors[task.split.train]  # (n_train, n_descriptors)
-    weights = REGRESSORS[config.architecture].fit(train, task.y['train'], config.seed)
+    with doubts_of_fit() as doubts:
+        weights = REGRESSORS[config.architecture].fit(train, task.y['train'], config.seed)
     info = dict(architecture=config.architecture, descriptors=list(DESCRIPTORS))
     result = score_fitted(config, info, weights, task, 0.)
-    return replace(result, seconds=time.perf_counter() - start)
+    return replace(result, seconds=time.perf_counter() - start, warning='; '.join(doubts))
 
 # %% ../../nbs/training/03_engine.ipynb #21168837
 def check_block(

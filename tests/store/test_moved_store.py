@@ -16,6 +16,7 @@ from bioai_esol.registry.versions import check, rollback, set_alias
 from bioai_esol.serving.predictor import load_champion
 from bioai_esol.store.client import connect, settle_addresses
 from bioai_esol.store.migration import migrate
+from bioai_esol.store.outbox import deliver_pending, now_ms, Outbox, pending, Record
 from bioai_esol.store.runs import load_predictions, runs_table
 from bioai_esol.sweep.ensemble import build_ensemble
 
@@ -71,6 +72,21 @@ def test_a_folder_that_was_moved(a, tmp_path, here, caplog):
     assert (b / 'mlartifacts' / done.run['run_id'] / 'artifacts/model/artifacts/model.json').exists() and not a.exists()
     assert load_champion(tracking_uri=uri_of(b)).version == '2' and len(load_predictions(done.run['run_id'], tracking_uri=uri_of(b))) == 113
     assert here('doctor', cwd=b).returncode == 0 and len(runs_table(store, 'a')) == 1
+
+
+def test_runs_that_wait_follow_the_folder(a, tmp_path, monkeypatch):
+    "They are for the store that was moved, and not for a copy of it while the original is there."
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path / 'state'))
+    record = Record('left behind', dict(kind='run', run_tag='late'), {}, status='FAILED', ended=now_ms())
+    with Outbox(connect(uri_of(a))) as box: box.keep(record)
+    shutil.copytree(a, tmp_path / 'copy')
+    assert deliver_pending(connect(uri_of(tmp_path / 'copy'))) == 0
+    a.rename(tmp_path / 'b')
+    moved = connect(uri_of(tmp_path / 'b'))
+    assert len(pending(moved)) == 1
+    assert deliver_pending(moved) == 1
+    assert record.find(moved) and pending(moved) == []
+    assert not a.exists()
 
 
 @pytest.mark.parametrize('act', ['sweep', 'ensemble', 'report', 'rollback', 'alias', 'migrate'])

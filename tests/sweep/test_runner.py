@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
 from helpers import PROGRAM, SMALL, fresh, wait_until
@@ -137,6 +138,46 @@ def test_a_dying_worker_fails_its_runs_and_the_sweep_goes_on(tmp_path):
     assert counts['FAILED'] >= 1 and counts['FAILED'] + counts['FINISHED'] == 8
     again = subprocess.run([PROGRAM, 'sweep', *LONGER], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0 and statuses(tmp_path)['FINISHED'] == 8
+
+
+def _train_without_luck(pipe, device):
+    "What a worker does whose training raises."
+    from bioai_esol.training import worker
+    def train(*_): raise ValueError('no room for\n  12 numbers')
+    worker.train = train
+    train_from_pipe(pipe, device)
+
+
+def test_the_words_of_an_exception_in_a_worker_reach_its_runs(tmp_path, monkeypatch, capfd):
+    from bioai_esol.sweep import runner
+    monkeypatch.setattr(runner, 'train_from_pipe', _train_without_luck)
+    grid = Grid(architecture='ridge', split='random', seed=(1, 2), run_tag='unlucky', workers=1)
+    failed = run_sweep(grid, tracking_uri=fresh(tmp_path))
+    assert failed.runs.status.tolist() == ['FAILED', 'FAILED']
+    [words] = set(failed.runs.error)
+    assert words.startswith('ValueError: no room for 12 numbers (line ') and words.endswith(' of test_runner.py)')
+    assert f': {words}' in repr(failed) and 'Traceback' not in capfd.readouterr().err
+    monkeypatch.undo()
+    again = run_sweep(grid, tracking_uri=f'sqlite:///{tmp_path}/mlflow.db')
+    assert again.runs.status.tolist() == ['FINISHED', 'FINISHED']
+
+
+def test_a_doubt_of_scikit_learn_is_kept_and_said_once(tmp_path, caplog, capfd):
+    from bioai_esol.chem.dataset import load_table
+    few = load_esol().frame.head(60)[['smiles']]
+    few.assign(y=np.random.default_rng(0).normal(size=60)).to_csv(tmp_path / 'noise.csv', index=False)
+    noise = load_table(tmp_path / 'noise.csv')
+    grid = Grid(architecture='gaussian-process', split='random', seed=(1, 2), run_tag='noise', workers=1)
+    fitted = run_sweep(grid, noise, tracking_uri=fresh(tmp_path))
+    assert fitted.runs.status.tolist() == ['FINISHED', 'FINISHED']
+    [doubt] = set(fitted.runs.warning)
+    assert doubt.startswith('the fit took the '), doubt
+    said = [r.message for r in caplog.records if doubt in r.message]
+    assert len(said) == 1 and said[0].startswith('gaussian-process s') and ' and 1 more: ' in said[0]
+    assert 'ConvergenceWarning' not in capfd.readouterr().err
+    caplog.clear()
+    run_sweep(grid, noise, tracking_uri=f'sqlite:///{tmp_path}/mlflow.db')
+    assert not [r for r in caplog.records if doubt in r.message]
 
 
 def test_a_sweep_says_that_it_is_alive(tmp_path, monkeypatch):
