@@ -15,7 +15,7 @@ import mlflow
 from bioai_esol.chem.dataset import load_esol, load_table
 from bioai_esol.errors import StoreError
 from bioai_esol.monitoring.observations import KIND, load_observations, observe
-from bioai_esol.monitoring.watch import evidence_about, watch
+from bioai_esol.monitoring.watch import evidence_about, life_of, watch
 from bioai_esol.registry.journal import history, snapshot, turn
 from bioai_esol.registry.policy import Policy
 from bioai_esol.registry.promotion import promote
@@ -108,7 +108,8 @@ def test_the_stream_breaks_the_promise_and_the_first_champion_errs_less(broken, 
     assert look.evidence == planned.evidence and look.decision == planned.decision
     assert look.evidence.judged >= 30 and look.evidence.missed / look.evidence.judged > 0.5 > look.evidence.promised
     assert decisions(uri) == [('rollback', '2', 'done')] and state(uri)[0]['2']['status'] == 'failed_in_monitoring'
-    assert evidence_about(load_observations(connect(uri)), '2', '1', policy=Policy()) == planned.evidence
+    kept, promoted = load_observations(connect(uri)), sound(uri).at('version/2/promoted_at')
+    assert evidence_about(life_of(kept, '2', promoted), kept, '2', '1', Policy()) == planned.evidence
     again = watch(tracking_uri=uri)
     assert (again.action, again.changed, again.evidence.champion, again.evidence.judged) == ('keep', False, '1', 0)
     assert decisions(uri) == [('rollback', '2', 'done')]
