@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .figures import BLUE, GREY, new_figure, ORANGE, VERMILION, without_box
+from .figures import BLUE, GREY, legend_below, new_figure, ORANGE, VERMILION, without_box
 from ..errors import BioaiError
 from ..monitoring.watch import Watch
 from ..registry.policy import Policy
@@ -50,7 +50,10 @@ def plot_evidence(
     ax.step(after, look.course.log_against, where='post', color=VERMILION, label='the intervals break their promise')
     if look.evidence.compared:
         ax.step(after, look.course.log_for_former, where='post', color=BLUE, label=f'version {former} is better')
-    _alarm_line(ax, -math.log((policy or Policy()).false_alarm))
+    alarm = -math.log((policy or Policy()).false_alarm)
+    _alarm_line(ax, alarm)
+    lowest = look.course[['log_against', 'log_for_former']].min(axis=None)
+    ax.set_ylim(lowest - 1, min(ax.get_ylim()[1], 5 * alarm))  # what comes later adds nothing
     _powers_of_ten(ax)
     without_box(ax, xlabel='measured molecules that count', ylabel='e-value')
     ax.legend(frameon=False, loc='upper left')
@@ -91,12 +94,12 @@ def plot_observed(
         for counts, face in ((True, colour), (False, 'none')):
             part = life[hits & (life.counts == counts)]
             bars = np.clip([part.predicted - part.low, part.high - part.predicted], 0, None)
-            ax.errorbar(part.measured, part.predicted, bars, fmt='o', ms=4, mfc=face, color=colour, alpha=.7, lw=.6,
-                        label=f"{len(part)} {label}{'' if counts else ', not counted'}" if len(part) else None)
-    ends = [*ax.get_xlim(), *ax.get_ylim()]
-    ax.plot([min(ends), max(ends)], [min(ends), max(ends)], color=GREY, lw=1, zorder=0)
+            told = f"{len(part)} {label}{'' if counts else ', not counted'}" if len(part) else None
+            ax.errorbar(part.measured, part.predicted, bars, fmt='o', ms=3.5, mfc=face, color=colour, alpha=.6,
+                        elinewidth=.4, label=told)
+    ax.axline((life.measured.iloc[0], life.measured.iloc[0]), slope=1, color=GREY, lw=1, zorder=0)
     without_box(ax, xlabel='measured', ylabel='predicted')
-    ax.legend(frameon=False, loc='upper left', fontsize='small')
+    legend_below(fig, ax.get_legend_handles_labels()[0], 2)
     return fig
 
 # %% ../../nbs/analysis/09_watching.ipynb #e3ff5650

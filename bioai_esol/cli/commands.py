@@ -95,7 +95,9 @@ def _look(args) -> int:
     found = look(args.table, **reading, tracking_uri=args.tracking_uri)
     if args.json: print(_json(found.to_dict()))
     else: print(as_options(found.summary(shutil.get_terminal_size((110, 24)).columns), args))
-    if args.output: print(f'page: {found.save(args.output)}', file=sys.stderr if args.json else sys.stdout)
+    if args.output:
+        page = found.save(args.output, lambda text: as_options(text, args))
+        print(f'page: {page}', file=sys.stderr if args.json else sys.stdout)
     return 0
 
 # %% ../../nbs/cli/02_commands.ipynb #7f0c1b02
@@ -105,7 +107,10 @@ def _train_or_sweep(args) -> int:
     if args.command == 'train' and len(grid) > 1:
         args.usage("train takes one value per option; 'bioai-esol sweep' takes lists")
     from bioai_esol.sweep.runner import run_sweep
-    print(f"{_plural(len(grid), 'run')} of {grid.epochs} epochs on {dataset.name} ({len(dataset):,} molecules), "
+    from bioai_esol.models.architectures import ARCHITECTURES
+    in_epochs = any(ARCHITECTURES[name].is_network for name in grid.architecture)
+    epochs = f' of {grid.epochs} epochs' if in_epochs else ''
+    print(f"{_plural(len(grid), 'run')}{epochs} on {dataset.name} ({len(dataset):,} molecules), "
           f"run tag {grid.run_tag!r}, {_plural(grid.workers, 'worker')}", flush=True)
     if getattr(args, 'preset', None): return _ensemble(args, dataset)
     return _tell_sweep(run_sweep(grid, dataset, tracking_uri=args.tracking_uri, fresh=getattr(args, 'fresh', False)))
@@ -303,6 +308,7 @@ def _tell_status(table):
     print(_left(shown[['version', 'alias', 'status', 'since', *figures, 'run']]))
     print('why')
     for r in table.itertuples(): print(f"{r.version:>4}  {_under(r.why or '–', 6).lstrip()}")
+    if table.attrs['refused']: print(_under(table.attrs['refused'], 0).lstrip())
 
 # %% ../../nbs/cli/02_commands.ipynb #c24003a8
 def _history(args) -> int:
