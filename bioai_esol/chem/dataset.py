@@ -32,8 +32,10 @@ def _identity(data: 'Dataset') -> str:
     "A data set in one line."
     y, column = data.y, data.property.column
     span = f'{column} {y.min():.2f} … {y.max():.2f}, ' if len(y) else ''
-    skipped = f', {len(data.skipped)} rows skipped' if data.skipped else ''
-    return f'Dataset {data.name!r}: {len(y):,} molecules, {span}version {data.version[:12]}{skipped}'
+    left_out = len(data.skipped)
+    skipped = f", {left_out} row{'s' * (left_out > 1)} skipped" if left_out else ''
+    molecules = f"{len(y):,} molecule{'s' * (len(y) != 1)}"
+    return f'Dataset {data.name!r}: {molecules}, {span}version {data.version[:12]}{skipped}'
 
 def _molecules(n: int) -> str: return f"{n:,} molecule{'s are' if n > 1 else ' is'}"
 
@@ -269,7 +271,7 @@ def _in_words(table: Table, reading: Reading, merged: int) -> str:
     if not reading.measured.is_solubility: parts.append(f"which is {reading.measured.label}")
     elif reading.unit not in (None, LOG_MOLAR): parts.append(f"converted from {reading.unit} to {LOG_MOLAR}")
     if reading.name_column: parts.append(f"names from {reading.name_column!r}")
-    if merged: parts.append(f"{merged:,} rows fewer, by the {reading.duplicates} of each molecule")
+    if merged: parts.append(f"{merged:,} row{'s' * (merged > 1)} fewer, by the {reading.duplicates} of each molecule")
     if table.blank: parts.append(f"{table.blank} blank row{'s' * (table.blank > 1)} left out")
     return ', '.join(parts)
 

@@ -54,7 +54,8 @@ def _split(train, val, test, n: int) -> Split:
     parts = [np.asarray(p, dtype=np.int64) for p in (train, val, test)]
     if not all(map(len, parts)):
         sizes = ', '.join(f'{name} {len(p)}' for name, p in zip(('train', 'val', 'test'), parts))
-        raise DataError(f"{n} molecules cannot be split: {sizes}; give a larger table or other fractions")
+        raise DataError(f"{n} molecule{'s' * (n != 1)} cannot be split: {sizes}; "
+                        "give a larger table or other fractions")
     return Split(*parts)
 
 # %% ../../nbs/chem/05_split.ipynb #152fe6ca

@@ -223,7 +223,8 @@ class Table:
 
     def __repr__(self) -> str:
         left_out = f', {self.blank} blank left out' if self.blank else ''
-        return f"{self.path.name}: {self.how}; {len(self.frame):,} rows{left_out}, columns {', '.join(self.frame)}"
+        rows = f"{len(self.frame):,} row{'s' * (len(self.frame) != 1)}"
+        return f"{self.path.name}: {self.how}; {rows}{left_out}, columns {', '.join(self.frame)}"
 
 def _misfit(fields: list[str], header: list[str]) -> str:
     hint = '; a decimal comma?' if len(fields) > len(header) else ''

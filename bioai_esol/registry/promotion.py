@@ -195,7 +195,8 @@ def caveats(
     leaks = run.get('split_leakage')
     notes = []
     if leaks and leaks == leaks:
-        notes.append(f"{leaks} molecules are in more than one part of the split: errors on new ones are larger")
+        shared = '1 molecule is' if float(leaks) == 1 else f'{leaks} molecules are'
+        notes.append(f"{shared} in more than one part of the split: errors on new ones are larger")
     y = predictions[measured_property(predictions).column]
     constant = rmse(y, np.full(len(y), y.mean()))
     error = bootstrap_rmse(y, predictions.predicted)

@@ -43,7 +43,8 @@ def score_versions(
 def _verdict(versions: tuple[str, str], d: PairedDifference) -> str:
     "The difference with its interval, and what it allows us to say."
     a, b = versions
-    text = f"RMSE({a}) − RMSE({b}): {d.value:+.3f} ({d.level:.0%} {d.low:+.3f} … {d.high:+.3f}), {d.n} molecules; "
+    molecules = f"{d.n} molecule{'s' * (d.n != 1)}"
+    text = f"RMSE({a}) − RMSE({b}): {d.value:+.3f} ({d.level:.0%} {d.low:+.3f} … {d.high:+.3f}), {molecules}; "
     if d.high < 0: return f'{text}version {a} is better'
     if d.low > 0: return f'{text}version {b} is better'
     return f'{text}the interval contains zero: these molecules do not tell the versions apart'

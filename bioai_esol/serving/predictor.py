@@ -159,7 +159,8 @@ def describe_model(
     parts = [f'EsolPrediction version {version}', *([] if of.is_solubility else [of.label]), kind]
     error = info.get('summary', {}).get('test_rmse')
     if error is not None: parts.append(f"test RMSE {error:.3f} {of.error_unit}".strip())
-    if info.get('domain'): parts.append(f"trained on {len(info['domain']['training']):,} molecules")
+    n = len((info.get('domain') or {}).get('training', ()))
+    if n: parts.append(f"trained on {n:,} molecule{'s' * (n != 1)}")
     return ', '.join(parts)
 
 def load_predictor(

@@ -123,7 +123,7 @@ class PairedDifference(Interval):
 
     def __str__(self) -> str:
         return (f"{self.value:+.3f} ({self.level:.0%} {self.low:+.3f} … {self.high:+.3f}), "
-                f"better with probability {self.probability_better:.0%}, {self.n} molecules")
+                f"better with probability {self.probability_better:.0%}, {self.n} molecule{'s' * (self.n != 1)}")
 
 def _difference(value: float, drawn: np.ndarray, level: float, n: int) -> PairedDifference:
     "A difference with what its draws say of it."

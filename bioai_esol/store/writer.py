@@ -176,6 +176,8 @@ class _Queue:
             self.trained.popleft()
 
 # %% ../../nbs/store/04_writer.ipynb #db347c57
+def _trained(n: int) -> str: return f"{n} trained run{'s' * (n != 1)}"
+
 class _Endings(_Queue):
     "The ways in which a run may end."
     def ended(self, writer: Writer, run: Record, result: TrainResult):
@@ -196,9 +198,12 @@ class _Endings(_Queue):
         parts = []
         if self.kept:
             folder = self.kept[0].entry.parent
-            parts.append(f"{len(self.kept)} trained runs are kept in {folder}, the same command writes them")
+            n = len(self.kept)
+            is_one = n == 1
+            parts.append(f"{_trained(n)} {'is' if is_one else 'are'} kept in {folder}, "
+                         f"the same command writes {'it' if is_one else 'them'}")
         if self.trained:
-            parts.append(f"{len(self.trained)} trained runs could not be kept and will be trained again")
+            parts.append(f"{_trained(len(self.trained))} could not be kept and will be trained again")
         return '; '.join(parts)
 
 # %% ../../nbs/store/04_writer.ipynb #9a496704
@@ -228,7 +233,8 @@ class _Steps(_Endings):
 
     def _away(self, e: StoreError):
         self.outage.begin(e)
-        self.progress.show(f"waiting for the store, {len(self.trained) + len(self.kept)} runs kept")
+        n = len(self.trained) + len(self.kept)
+        self.progress.show(f"waiting for the store, {n} run{'s' * (n != 1)} kept")
 
 # %% ../../nbs/store/04_writer.ipynb #7e315b6f
 class _Delivery(_Steps):

@@ -330,8 +330,8 @@ def _single_runs(store: Store, run_tag: str) -> list[dict]:
     single = table[(table.status == 'FINISHED') & (table.architecture != 'ensemble')]
     single = single.drop_duplicates('config_digest', keep='last')
     if len(single) < 2:
-        raise BioaiError(f"the sweep {run_tag!r} has {len(single)} finished runs of single models: "
-                         "an ensemble needs two at least")
+        raise BioaiError(f"the sweep {run_tag!r} has {len(single)} finished run{'s' * (not len(single))} "
+                         "of single models: an ensemble needs two at least")
     return single.sort_values(['architecture', 'seed', 'best_val_rmse']).to_dict('records')
 
 def _existing(store: Store, run_tag: str, ids: Sequence[str]) -> dict | None:
@@ -446,7 +446,7 @@ def _summary_lines(result: PresetResult) -> list[str]:
     failed = len(result.sweep.failed)
     figures = f"val_rmse {run['best_val_rmse']:.4f}, gap {run['generalisation_gap']:.3f}"
     line = f"{run['run_name']}, run tag {result.run_tag!r}: {figures}"
-    return [line + f'; {failed} runs failed' * (failed > 0), f'{CHOICE_RULE}:']
+    return [line + f"; {failed} run{'s' * (failed > 1)} failed" * (failed > 0), f'{CHOICE_RULE}:']
 
 def _preset_text(result: PresetResult) -> str:
     table = result.table().to_string(index=False, float_format='{:.3f}'.format)

@@ -225,7 +225,8 @@ def _named(configs: Sequence[TrainConfig]) -> dict[str, str]:
 def _repeated(grid: 'Repeats') -> tuple[str, dict[str, str], str]:
     "What is repeated: in one line, the configurations, and the seeds."
     n, seeds = len(grid.chosen), len(grid.seed)
-    line = f"run tag {grid.run_tag!r}: {n} configurations of {grid.repeats!r} × {seeds} seeds = {n * seeds} runs"
+    of_each = f"{n} configuration{'s' * (n != 1)} of {grid.repeats!r} × {seeds} seed{'s' * (seeds != 1)}"
+    line = f"run tag {grid.run_tag!r}: {of_each} = {n * seeds} run{'s' * (n * seeds != 1)}"
     return line, _named(grid.chosen), f'seeds {_listed(grid.seed)}'
 
 # %% ../../nbs/sweep/01_grid.ipynb #8a3f1b0c

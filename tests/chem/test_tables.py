@@ -195,3 +195,10 @@ def test_a_unit_in_the_header_is_not_overlooked(table):
     said = table('smiles,S [mg/L]\nCCO,1.5\nc1ccccc1,-1.8\n')
     data = load_table(said, target='S [mg/L]', unit='log10(mol/L)')
     assert data.y.tolist() == pytest.approx([1.5, -1.8]) and recorded(data.reading.record()) == data.reading
+
+
+def test_one_row_is_not_several():
+    from bioai_esol.chem.tables import table_of
+    frame = pd.DataFrame(dict(smiles=['CCO', 'CC'], y=['1', '2']))
+    assert '; 1 row, columns' in repr(table_of(frame.head(1)))
+    assert '; 2 rows, columns' in repr(table_of(frame))

@@ -159,4 +159,4 @@ def test_ten_molecules_go_the_whole_way(here):
     done = here('train', *RIDGE, '--data', 'ten.csv')
     assert done.returncode == 0 and '1 trained' in done.stdout, done.stdout + done.stderr
     done = here('promote', '--run-tag', 'mine', '--dry-run', *EASY_OPTIONS)
-    assert '1 test molecules are few' in done.stdout or 'not logged or not finite' in done.stdout
+    assert '1 test molecule is few' in done.stdout or 'not logged or not finite' in done.stdout
