@@ -10,6 +10,7 @@ import pytest
 from helpers import EASY_OPTIONS, fresh, sweep_here
 from stores import KEYS, Postgres, mlflow_server, postgres, s3
 
+from bioai_esol.chem.dataset import load_esol
 from bioai_esol.store.runs import load_histories, load_predictions, load_runs
 from bioai_esol.registry.versions import check
 from bioai_esol.store.client import connect
@@ -100,6 +101,46 @@ def test_the_whole_path(case, here, monkeypatch):
     names = case.artifacts()
     assert sum(n.endswith('/weights.safetensors') for n in names) == 3 + 2 + 2  # runs, retrainings, their models
     assert not any('doctor' in n for n in names) and any(n.endswith('report/first.html') for n in names)
+    if case.bucket: assert not (case.folder / 'mlartifacts').exists() and not (here.folder / 'mlartifacts').exists()
+    no_secret_anywhere(case)
+
+
+def more_and_less_soluble(folder):
+    "ESOL as two tables: its molecules above logS −3, and every fourteenth of the others."
+    frame = load_esol().frame[['smiles', 'log_solubility']]
+    frame[frame.log_solubility > -3].to_csv(folder / 'near.csv', index=False)
+    far = frame[frame.log_solubility <= -3].sort_values('log_solubility', ascending=False)
+    far[::14].to_csv(folder / 'measured.csv', index=False)
+
+
+@pytest.mark.parametrize('case', ['embedded', 'server-postgres-s3'], indirect=True)
+def test_the_life_of_a_champion(case, here, monkeypatch):
+    "Two champions; what is measured afterwards breaks the promise of the second, and the first errs less."
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', case.uri)
+    more_and_less_soluble(here.folder)
+    for version, architecture in enumerate(['ridge', 'gradient-boosting'], 1):
+        trained = here('train', '--architecture', architecture, '--data', 'near.csv', '--split', 'random', '--run-tag', architecture)
+        assert trained.returncode == 0, trained.stderr
+        done = here('promote', '--run-tag', architecture, *EASY_OPTIONS, '--gap-threshold', '9')
+        assert done.returncode == 0 and f'champion: version {version}' in done.stdout, done.stdout + done.stderr
+    first = here('observe', 'measured.csv')
+    assert first.returncode == 0 and '39 new molecules; champion: version 2' in first.stdout, first.stdout + first.stderr
+    assert '39 observed before' in here('observe', 'measured.csv').stdout
+    planned = here('watch', '--dry-run', '--json')
+    assert planned.returncode == 1 and not json.loads(planned.stdout)['changed']
+    look = here('watch', '--json')
+    told = json.loads(look.stdout)
+    assert (look.returncode, told['action'], told['changed'], told['champion']) == (1, 'go back', True, '1')
+    assert told['evidence'] == json.loads(planned.stdout)['evidence']  # read again, to the bit
+    again = here('watch')
+    assert again.returncode == 0 and 'keep' in again.stdout and 'champion: version 1' in again.stdout
+    checked = here('status', '--check')
+    assert checked.returncode == 0 and '✗' not in checked.stdout, checked.stdout
+    last = json.loads(here('history', '--json').stdout)[-1]
+    assert (last['action'], last['version'], last['outcome']) == ('rollback', '2', 'done') and 'found by watching' in last['reason']
+    assert [row['model_version'] for row in json.loads(here('predict', 'CCO', '--json').stdout)] == ['1']
+    names = case.artifacts()
+    assert sum(n.endswith('observations/molecules.csv') for n in names) == 1
     if case.bucket: assert not (case.folder / 'mlartifacts').exists() and not (here.folder / 'mlartifacts').exists()
     no_secret_anywhere(case)
 
