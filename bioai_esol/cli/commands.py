@@ -109,12 +109,13 @@ def _train_or_sweep(args) -> int:
     from bioai_esol.sweep.runner import run_sweep
     from bioai_esol.models.architectures import ARCHITECTURES
     in_epochs = any(ARCHITECTURES[name].is_network for name in grid.architecture)
-    epochs = f' of {grid.epochs} epochs' if in_epochs else ''
+    epochs = f" of {_plural(grid.epochs, 'epoch')}" if in_epochs else ''
     print(f"{_plural(len(grid), 'run')}{epochs} on {dataset.name} ({len(dataset):,} molecules), "
           f"run tag {grid.run_tag!r}, {_plural(grid.workers, 'worker')}", flush=True)
     if getattr(args, 'preset', None): return _ensemble(args, dataset)
     return _tell_sweep(run_sweep(grid, dataset, tracking_uri=args.tracking_uri, fresh=getattr(args, 'fresh', False)))
 
+# %% ../../nbs/cli/02_commands.ipynb #e8ecb147
 def _tell_sweep(result) -> int:
     from bioai_esol.errors import without_password
     from bioai_esol.analysis.effects import leaderboard
