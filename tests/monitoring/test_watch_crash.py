@@ -109,18 +109,10 @@ def test_the_stream_breaks_the_promise_and_the_first_champion_errs_less(broken, 
     assert look.evidence.judged >= 30 and look.evidence.missed / look.evidence.judged > 0.5 > look.evidence.promised
     assert decisions(uri) == [('rollback', '2', 'done')] and state(uri)[0]['2']['status'] == 'failed_in_monitoring'
     kept, promoted = load_observations(connect(uri)), sound(uri).at('version/2/promoted_at')
-    assert evidence_about(life_of(kept, '2', promoted), kept, '2', '1', Policy()) == planned.evidence
+    assert evidence_about(life_of(kept, '2', promoted), kept, '2', '1', Policy())[0] == planned.evidence
     again = watch(tracking_uri=uri)
     assert (again.action, again.changed, again.evidence.champion, again.evidence.judged) == ('keep', False, '1', 0)
     assert decisions(uri) == [('rollback', '2', 'done')]
-
-
-def test_all_542_molecules(two_champions, tmp_path):
-    uri = copied(two_champions, tmp_path)
-    assert observe(less_soluble(), tracking_uri=uri).new == 542
-    look = watch(tracking_uri=uri)
-    assert (look.action, look.champion) == ('go back', '1')
-    assert look.evidence.judged + sum(look.apart.values()) == 542
 
 
 # observing
