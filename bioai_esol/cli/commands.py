@@ -69,11 +69,16 @@ def _grid(args) -> 'Grid':  # noqa: F821
     return load_grid(args.grid, **_settings(args)) if args.grid else Grid(**_settings(args))
 
 # %% ../../nbs/cli/02_commands.ipynb #3dbe93c6
-def _reading(args) -> 'Reading':  # noqa: F821
-    "What was said about a table."
+def _said(args) -> dict:
+    "What was said about a table, and nothing else."
     from bioai_esol.chem.columns import Reading
     values = {name: getattr(args, name, None) for name in Reading.model_fields}
-    return Reading(**{name: value for name, value in values.items() if value is not None})
+    return {name: value for name, value in values.items() if value is not None}
+
+def _reading(args) -> 'Reading':  # noqa: F821
+    "What was said about a table, and the defaults."
+    from bioai_esol.chem.columns import Reading
+    return Reading(**_said(args))
 
 def _dataset(args) -> 'Dataset':  # noqa: F821
     "ESOL or the user's table; of the latter, how it was read and what is remarkable about it."
@@ -91,8 +96,7 @@ def _dataset(args) -> 'Dataset':  # noqa: F821
 # %% ../../nbs/cli/02_commands.ipynb #0a34f2d6
 def _look(args) -> int:
     from bioai_esol.analysis.look import look
-    reading = {name: value for name, value in _reading(args).model_dump().items() if value is not None}
-    found = look(args.table, **reading, tracking_uri=args.tracking_uri)
+    found = look(args.table, **_said(args), tracking_uri=args.tracking_uri)
     if args.json: print(_json(found.to_dict()))
     else: print(as_options(found.summary(shutil.get_terminal_size((110, 24)).columns), args))
     if args.output:
@@ -238,12 +242,6 @@ def _observe(args) -> int:
                   for file in args.tables):
         print(found, flush=True)
     return 0
-
-def _said(args) -> dict:
-    "What was said about a table, and nothing else."
-    from bioai_esol.chem.columns import Reading
-    values = {name: getattr(args, name, None) for name in Reading.model_fields}
-    return {name: value for name, value in values.items() if value is not None}
 
 def _acknowledge(args) -> int:
     from bioai_esol.monitoring.watch import acknowledge
@@ -396,7 +394,7 @@ def _predict(args) -> int:
     if args.output: _write_csv(out, args.output)
     if args.explain: print(_explain(champion, predictions, args.explain), file=sys.stderr if args.json else sys.stdout)
     if args.json: print(_json(out.to_dict('records')))
-    elif args.output: print(f"{len(out)} molecules, {failed.sum()} with an error, written to {args.output}")
+    elif args.output: print(f"{_plural(len(out), 'molecule')}, {failed.sum()} with an error, written to {args.output}")
     else: print(_prediction_text(out, predictions, champion.property.column))
     return 2 if len(failed) and failed.all() else 0
 

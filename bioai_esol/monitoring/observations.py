@@ -159,7 +159,8 @@ class Observations:
     def __repr__(self) -> str:
         lives = self.molecules.groupby('champion', sort=False).size()
         told = ', '.join(f"{n} in the life of version {v}" for v, n in lives.items())
-        return f"{len(self.molecules)} observed molecules{': ' if told else ''}{told}"
+        n = len(self.molecules)
+        return f"{n} observed molecule{'' if n == 1 else 's'}{': ' if told else ''}{told}"
 
 _OF_RUN = ('champion', 'life', 'time', 'source', 'who')
 _ANSWERS = ('molecule', 'version', 'predicted', 'low', 'high', 'similarity', 'domain', 'why', 'known', 'error')
@@ -214,13 +215,14 @@ class Observed:
 
     def lines(self) -> list[str]:
         "What a person reads."
-        counts = [f"{self.new} new molecules", *([f"{len(self.corrected)} corrected"] if self.corrected else []),
+        counts = [f"{self.new} new molecule{'' if self.new == 1 else 's'}",
+                  *([f"{len(self.corrected)} corrected"] if self.corrected else []),
                   *([f"{self.repeated} observed before"] if self.repeated else [])]
         apart = [*([f"{self.known} that version {self.champion} was trained on"] if self.known else []),
                  *([f"{self.outside} outside its domain"] if self.outside else [])]
         return [f"{self.source}: {', '.join(counts)}; champion: version {self.champion}",
                 *([f"judged apart: {', '.join(apart)}"] if apart else []), *(f"corrected: {c}" for c in self.corrected),
-                *([f"{len(self.refused)} rows left out"] if self.refused else [])]
+                *([f"rows left out: {len(self.refused)}"] if self.refused else [])]
 
     def __repr__(self) -> str: return '\n'.join(self.lines())
     def _repr_html_(self) -> str: return ''.join(f'<p>{html.escape(line)}</p>' for line in self.lines())

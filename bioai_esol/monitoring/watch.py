@@ -81,8 +81,8 @@ def looks(
 def _against_former(table: pd.DataFrame, both: pd.DataFrame, observations: Observations, version: str,
                     policy: Policy) -> pd.DataFrame:
     "Add the evidence that the former champion is better, from the molecules that neither had seen."
-    if not len(both): return table
     [scale] = observations.versions.scale[observations.versions.version == version]
+    if not len(both) or not scale > 0: return table  # no molecule, or a model from before its errors were kept
     limit = MAX_DIFFERENCE * scale
     differences = (both.difference - policy.worse_margin).clip(-limit, limit)
     evidence = log_evidence_of_harm(series_means(differences, both.series), limit)
@@ -283,12 +283,14 @@ def _settled_files(inbox: Path) -> list[Path]:
 def _moved(file: Path, folder: str) -> Path:
     "Move a file into a folder beside it; a name that is taken there gets a number."
     target = file.parent / folder / file.name
-    target.parent.mkdir(exist_ok=True)
     n = 1
-    while target.exists():
-        n += 1
-        target = target.with_name(f'{file.stem}-{n}{file.suffix}')
-    os.replace(file, target)
+    try:
+        target.parent.mkdir(exist_ok=True)
+        while target.exists():
+            n += 1
+            target = target.with_name(f'{file.stem}-{n}{file.suffix}')
+        os.replace(file, target)
+    except OSError as e: raise BioaiError(f"cannot put {file} into {target.parent}: {e.strerror or e}") from None
     return target
 
 # %% ../../nbs/monitoring/02_watch.ipynb #cf8396f3

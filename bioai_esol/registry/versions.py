@@ -171,7 +171,8 @@ def crown(
     before = t.registry.aliases.get('champion')
     why = decision.note or 'first champion'
     changes = {f'version/{version}/previous_champion': before, 'alias/champion': version}
-    changes |= _becomes(version, 'champion', why, promoted_at=utc_text(), demoted_at=None, successor=None)
+    fresh = dict(demoted_at=None, successor=None, distrusted=None, acknowledged=None)  # a new life
+    changes |= _becomes(version, 'champion', why, promoted_at=utc_text(), **fresh)
     changes |= _retired(t.registry, before, version, f"version {version} became champion after it")
     if t.registry.aliases.get('candidate') == version: changes['alias/candidate'] = None
     return t.commit('promote', decision.reason, changes, version, t.registry.versions[version].run_id, record)

@@ -13,28 +13,29 @@ from bioai_esol.cli.parser import make_parser
 
 COMMAND_LINES = int(os.environ.get('BIOAI_SEQUENCES', 60))
 SURROUNDINGS = int(os.environ.get('BIOAI_SEQUENCES', 48)) // 6
-ENDLESS = {'server', 'serve', 'benchmark'}       # until Ctrl-C, or ten minutes
-MAY_SAY_NO = {'promote', 'rollback', 'archive', 'restore', 'alias', 'status', 'train', 'sweep'}  # status 1: a rule said no, or every run failed
+ENDLESS = {'server', 'serve', 'benchmark'}       # until Ctrl-C, or ten minutes; so is 'watch --every'
+MAY_SAY_NO = {'promote', 'watch', 'acknowledge', 'rollback', 'archive', 'restore', 'alias', 'status', 'train', 'sweep'}  # a rule, or every run failed
 QUICK = ['--architecture', 'ridge', '--epochs', '2', '--workers', '1', '--hidden-dim', '4', '--lr', '1e-2', '--batch-size', '64', '--dropout', '0',
          '--weight-decay', '0', '--seed', '1']   # so that a command line that is right does not train for hours
 ODD = ['', ' ', '0', '1', '-1', '2', '0.5', 'nan', 'inf', '-inf', '1e309', '1,2', ',', 'x', 'é', '\u0661', '👍', '%s%n', '{0}', "a'b", 'a"b', 'a b', '../..',
        '/dev/null', '/dev/full', '/', 'true', 'None', '[1]', '--', '-', '\t', 'a\nb', '0x10', '1_0', '9' * 400, 'smiles', 'logS',
        'log_solubility', 'mg/L', 'logD', 'table.csv', 'absent.csv', 'small', 'a', 'b', 'champion', 'candidate', '99', 'sqlite:///absent/x.db', 'http://127.0.0.1:9',
        'ftp://x', 'utf-16', ';', 'comma']
-RIGHT = dict(data='table.csv', input='table.csv', table='table.csv', smiles_column='smiles', target='logS', property='logS', unit='mg/L', separator='comma',
-             decimal='.', run_tag='c', version='1', version_a='1', version_b='champion', name='shadow', reason='tried', smiles='CCO', split='random', source='sqlite:///mlflow.db')
-OUTPUTS = ['out.csv', 'out.html', '/dev/null', '/dev/full', 'absent/out.csv', '/proc/out', '.', 'table.csv/x']  # what a test may write to
+RIGHT = dict(data='table.csv', input='table.csv', table='table.csv', tables='table.csv', smiles_column='smiles', target='logS', property='logS',
+             unit='mg/L', separator='comma', decimal='.', run_tag='c', version='1', version_a='1', version_b='champion',
+             name='shadow', reason='tried', smiles='CCO', split='random', source='sqlite:///mlflow.db')
+OUTPUTS = ['out.csv', 'out.html', '/dev/null', '/dev/full', 'absent/out.csv', '/proc/out', 'table.csv/x']  # what a test may write to
 
 
 def commands():
     "Every command with its arguments, from the parser itself, so that an option which is added is tried, too."
     sub = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return {name: [a for a in p._actions if a.dest not in ('help', 'tracking_uri', 'debug')] for name, p in sub.choices.items() if name not in ENDLESS}
+    return {name: [a for a in p._actions if a.dest not in ('help', 'tracking_uri', 'debug', 'every')] for name, p in sub.choices.items() if name not in ENDLESS}
 
 
 def argument(draw, action):
     "One argument with a value that it may or may not take."
-    writes = action.dest in ('output', 'explain', 'target') and action.metavar in ('CSV', 'HTML', 'FOLDER', 'URI')
+    writes = action.dest in ('output', 'explain', 'target', 'folder') and action.metavar in ('CSV', 'HTML', 'FOLDER', 'URI')  # or moves files
     values = OUTPUTS if writes else [*ODD, *(action.choices or [])]
     value = [] if action.nargs == 0 else [draw(st.sampled_from(values))]
     if value and action.dest in RIGHT and draw(st.integers(0, 3)): value = [RIGHT[action.dest]]

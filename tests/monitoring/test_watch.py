@@ -147,7 +147,7 @@ def test_bad_tables_leave_nothing(folder, uri, here):
     assert done.returncode == 2 and 'bad.csv line 3' in done.stderr and 'bad.csv line 4' in done.stderr and '--skip-bad-rows' in done.stderr
     assert len(load_observations(connect(uri)).molecules) == 0
     done = here('observe', 'bad.csv', '--skip-bad-rows', cwd=folder)
-    assert done.returncode == 0 and '1 new molecules' in done.stdout and '2 rows left out' in done.stdout
+    assert done.returncode == 0 and '1 new molecule;' in done.stdout and 'rows left out: 2' in done.stdout
     with pytest.raises(DataError, match='has logD, and the champion predicts'):
         esol.observe(pd.DataFrame(dict(smiles=['CCO'], logD=[1.])), property='logD', tracking_uri=uri)
     with pytest.raises(DataError, match='9000'):

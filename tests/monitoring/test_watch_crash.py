@@ -84,7 +84,7 @@ def sound(uri):
 
 def state(uri):
     "The registry without the moments at which it was written."
-    seen = sound(uri)
+    seen = snapshot(connect(uri))
     tags = {v: {k: t for k, t in version.tags.items() if k not in ('since', 'demoted_at')} for v, version in seen.versions.items()}
     return tags, seen.aliases
 
@@ -109,18 +109,10 @@ def test_the_stream_breaks_the_promise_and_the_first_champion_errs_less(broken, 
     assert look.evidence.judged >= 30 and look.evidence.missed / look.evidence.judged > 0.5 > look.evidence.promised
     assert decisions(uri) == [('rollback', '2', 'done')] and state(uri)[0]['2']['status'] == 'failed_in_monitoring'
     kept, promoted = load_observations(connect(uri)), sound(uri).at('version/2/promoted_at')
-    assert evidence_about(life_of(kept, '2', promoted), kept, '2', '1', Policy()) == planned.evidence
+    assert evidence_about(life_of(kept, '2', promoted), kept, '2', '1', Policy())[0] == planned.evidence
     again = watch(tracking_uri=uri)
     assert (again.action, again.changed, again.evidence.champion, again.evidence.judged) == ('keep', False, '1', 0)
     assert decisions(uri) == [('rollback', '2', 'done')]
-
-
-def test_all_542_molecules(two_champions, tmp_path):
-    uri = copied(two_champions, tmp_path)
-    assert observe(less_soluble(), tracking_uri=uri).new == 542
-    look = watch(tracking_uri=uri)
-    assert (look.action, look.champion) == ('go back', '1')
-    assert look.evidence.judged + sum(look.apart.values()) == 542
 
 
 # observing
@@ -236,6 +228,8 @@ def test_a_watch_that_fails_after_any_single_write(broken, tmp_path, faulty):
         assert (look.action, look.changed, look.champion) in [('go back', True, '1'), ('keep', False, '1')]
         assert decisions(uri) == [('rollback', '2', 'done')]
         assert state(uri) == expected
+        if n % 3 == 0:
+            sound(uri)
         shutil.rmtree(tmp_path / str(n))
     assert 0 < unfinished < total - 1
 
@@ -283,6 +277,7 @@ def test_a_watch_killed_at_any_of_ten_moments(broken, tmp_path, faulty):
         assert watch(tracking_uri=uri).champion == '1'
         assert decisions(uri) == [('rollback', '2', 'done')]
         assert state(uri) == expected
+    sound(uri)
 
 
 def test_an_observation_killed_before_its_last_write(observed_before, counted_once, tmp_path):

@@ -348,7 +348,7 @@ class Lives(RuleBasedStateMachine):
             patch.setattr(observations, 'search', lambda store, **tags: [r for r in search(store, **tags) if whole_tag(r, 'sequence') <= sequence])
             kept = load_observations(connect(self.uri))
         life = life_of(kept, evidence.champion, promoted, since)
-        again = evidence_about(life, kept, evidence.champion, evidence.former, LOOSE)
+        again, _ = evidence_about(life, kept, evidence.champion, evidence.former, LOOSE)
         assert json.dumps(asdict(again)) == json.dumps(asdict(evidence))
 
     @rule(dry=st.booleans())

@@ -11,10 +11,11 @@ from urllib.request import Request, urlopen
 
 import pytest
 import yaml
-from helpers import PROGRAM, copied, uri_of
+from helpers import PROGRAM, copied, uri_of, wait_until
 
-from bioai_esol.registry.journal import snapshot
+from bioai_esol.registry.journal import snapshot, turn
 from bioai_esol.registry.promotion import promote
+from bioai_esol.registry.versions import distrust, trust_again
 from bioai_esol.serving.predictor import load_champion
 from bioai_esol.store.client import connect
 from quick import EASY
@@ -108,6 +109,14 @@ def test_the_champion_is_served_over_http(uri, with_champion, template, tmp_path
         assert e.value.code == 400
         assert 'serving EsolPrediction version 1, the champion' in log.read_text()
         assert here('serve', '--port', port, '--tracking-uri', uri).stderr.count('give another --port') == 1
+        def trusted():
+            [row] = ask(dict(dataframe_split=dict(columns=['smiles'], data=[['CCO']])))
+            return row['trusted']
+        assert trusted() == 'yes'
+        with turn(connect(uri)) as t: distrust(t, '1', '20 of 40 values lie outside their interval')
+        wait_until(lambda: trusted() == 'no: 20 of 40 values lie outside their interval', p, 20)
+        with turn(connect(uri)) as t: trust_again(t, '1', 'a batch of salts', 1)
+        wait_until(lambda: trusted() == 'yes', p, 20)
         os.kill(p.pid, signal.SIGINT)
         assert p.wait(20) == 0
 
