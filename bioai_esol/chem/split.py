@@ -124,7 +124,10 @@ def scaffold_split(
 # %% ../../nbs/chem/05_split.ipynb #c34e1052
 CLUSTER_SIMILARITIES = (0.4, 0.5, 0.6, 0.7, 0.8)  # Tanimoto, to the leader of a group; the first that divides a table
 
-def clusters(prints: Sequence[ExplicitBitVect], similarity: float) -> list[list[int]]:
+def clusters(
+    prints: Sequence[ExplicitBitVect],  # fingerprints of n molecules
+    similarity: float,                  # Tanimoto similarity to a leader, from which on a molecule is in its group
+) -> list[list[int]]:
     "The rows of each group: a molecule less similar than that to every leader leads a new one."
     leaders = list(LeaderPicker().LazyBitVectorPick(prints, len(prints), 1 - similarity)) if prints else []
     known = [prints[i] for i in leaders]
@@ -134,6 +137,7 @@ def clusters(prints: Sequence[ExplicitBitVect], similarity: float) -> list[list[
         groups[nearest].append(row)
     return [rows for rows in groups if rows]
 
+# %% ../../nbs/chem/05_split.ipynb #a08b0947
 def _by_similarity(smiles: Sequence[str]) -> Iterator[list[list[int]]]:
     "Rows in groups: one way for each similarity, the loosest first."
     prints = [fingerprint(s) for s in smiles]

@@ -169,7 +169,7 @@ def crown(
     "Make a version champion; the one before it is archived with its successor."
     if not decision.approved: raise BioaiError(f"not promoted: {decision.reason}")
     before = t.registry.aliases.get('champion')
-    why = decision.note or 'first champion'
+    why = (decision.note or decision.reason) if before else '; '.join(filter(None, ['first champion', decision.note]))
     changes = {f'version/{version}/previous_champion': before, 'alias/champion': version}
     fresh = dict(demoted_at=None, successor=None, distrusted=None, acknowledged=None)  # a new life
     changes |= _becomes(version, 'champion', why, promoted_at=utc_text(), **fresh)

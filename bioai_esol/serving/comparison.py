@@ -84,7 +84,9 @@ def _test_set(run: dict) -> pd.DataFrame:
     dataset, split = _divided(run)
     return dataset.frame.iloc[split.test]
 
-def training_molecules(run: dict) -> set[str]:
+def training_molecules(
+    run: dict,  # a run's row
+) -> set[str]:
     "Canonical SMILES of what a run was fitted to or chosen by: its training and validation sets."
     dataset, split = _divided(run)
     return {canonical_smiles(dataset.smiles[i]) for part in (split.train, split.val) for i in part}
