@@ -126,11 +126,16 @@ def _has_moved(folder: Path, owner: dict[str, str]) -> bool:
     if not owner['identity'] or noted['identity'] != owner['identity']: return False
     return store_identity(sqlite_uri(Path(noted['path']))) != noted['identity']
 
+def _owned(state: Path) -> list[Path]:
+    "The folders of processes in one of `state_folders`; none where it may not be entered, which `_opens` says."
+    try: return [file.parent for file in sorted(state.glob(f'*/*/{_OWNER}'))]
+    except OSError: return []
+
 def _places(store: Store) -> list[Path]:
     "Where runs for this store may wait, best first: its own folders, then those of addresses that it had."
     own = outbox_folders(store)
     owner = _owner(store)
-    others = [file.parent for folder in state_folders() for file in sorted(folder.glob(f'*/*/{_OWNER}'))]
+    others = [folder for state in state_folders() for folder in _owned(state)]
     moved = [folder.parent for folder in others if folder.parent not in own and _has_moved(folder, owner)]
     return [*own, *dict.fromkeys(moved)]
 
