@@ -19,7 +19,7 @@ from .observations import load_observations, observe, Observations, Observed
 from ..registry.journal import Entry, settled, Snapshot, Turn, turn
 from ..registry.policy import decide_watch, Evidence, GO_BACK, NOT_TRUSTED, Policy, rules_html, verdict_html
 from ..registry.policy import WatchDecision
-from ..registry.versions import distrust, distrusted, former_champion, roll_back, trust_again
+from ..registry.versions import distrust, distrusted, former_champion, require_reason, roll_back, trust_again
 from ..stats.conformal import INTERVAL_LEVEL
 from ..stats.eprocess import log_evidence_of_excess, log_evidence_of_harm, promised_miss_rate, series_means
 from ..store.client import connect, Store
@@ -259,7 +259,7 @@ def acknowledge(reason: str, *, tracking_uri: str | None = None) -> Entry:
     --------
     watch : finds whether a champion can be trusted
     """
-    if not reason.strip(): raise BioaiError('a reason must be given: it is for the person who asks in a year')
+    reason = require_reason(reason)
     store = connect(tracking_uri)
     observed = load_observations(store).sequence
     with turn(store) as t:
@@ -267,7 +267,7 @@ def acknowledge(reason: str, *, tracking_uri: str | None = None) -> Entry:
         if champion is None: raise BioaiError('there is no champion to acknowledge anything of')
         if not distrusted(t.registry, champion):
             raise BioaiError(f"version {champion} is trusted: there is nothing to acknowledge")
-        return trust_again(t, champion, reason.strip(), observed)
+        return trust_again(t, champion, reason, observed)
 
 # %% ../../nbs/monitoring/02_watch.ipynb #a237bb79
 SETTLING_S = 1.  # seconds in which a file must not change before it is read

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODEL_FILES', 'STATUSES', 'STATUS_METRICS', 'find_version', 'run_of', 'checksums', 'fetch_model',
            'verify_model_files', 'champion_findings', 'make_candidate', 'crown', 'former_champion', 'Rollback',
-           'rollback_html', 'roll_back', 'rollback', 'distrust', 'distrusted', 'trust_again', 'set_alias', 'archive',
-           'restore', 'refused_since', 'status', 'check']
+           'rollback_html', 'roll_back', 'rollback', 'distrust', 'distrusted', 'trust_again', 'set_alias',
+           'require_reason', 'archive', 'restore', 'refused_since', 'status', 'check']
 
 # %% ../../nbs/registry/03_versions.ipynb #6a17f930
 import hashlib, html, re, tempfile
@@ -420,7 +420,9 @@ def set_alias(name: str, version: str | None, *, tracking_uri: str | None = None
         return t.commit('alias', reason, {f'alias/{name}': number}, concerned, t.registry.versions[concerned].run_id)
 
 # %% ../../nbs/registry/03_versions.ipynb #655890c8
-def _require_reason(reason: str) -> str:
+def require_reason(
+    reason: str,  # as a person gave it
+) -> str:
     "The reason without blanks around it; raises `BioaiError` when nothing is left."
     if not reason.strip(): raise BioaiError('a reason must be given: it is for the person who asks in a year')
     return reason.strip()
@@ -457,7 +459,7 @@ def archive(version: str, reason: str, *, tracking_uri: str | None = None) -> En
     --------
     restore : takes a version out of the archive
     """
-    reason = _require_reason(reason)
+    reason = require_reason(reason)
     with turn(connect(tracking_uri)) as t:
         number = find_version(t.registry, version)
         status = t.registry.status(number)
@@ -501,7 +503,7 @@ def restore(version: str, reason: str, *, tracking_uri: str | None = None) -> En
     archive : puts a version into the archive
     promote : takes a registered version with `version=`
     """
-    reason = _require_reason(reason)
+    reason = require_reason(reason)
     with turn(connect(tracking_uri)) as t:
         number = find_version(t.registry, version)
         status = t.registry.status(number)
