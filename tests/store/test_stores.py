@@ -51,20 +51,20 @@ def bucket(tmp_path_factory):
 
 @pytest.fixture(params=['embedded', 'server', 'server-s3', 'server-s3-proxied', 'server-postgres-s3'])
 def case(request, tmp_path, monkeypatch):
-    kind = request.param
+    kind, name = request.param, request.node.originalname.removeprefix('test_the_')  # a database and a prefix for each test
     if kind == 'embedded':
         yield Case(fresh(tmp_path), tmp_path)
         return
     folder, args, env, s3_at, db = tmp_path / 'server', [], {}, None, None
     folder.mkdir()
     if 's3' in kind:
-        s3_at = (request.getfixturevalue('bucket'), 'esol-runs', kind)
-        args += ['--artifacts', f's3://esol-runs/{kind}', '--s3-endpoint', s3_at[0]]
+        s3_at = (request.getfixturevalue('bucket'), 'esol-runs', f'{kind}-{name}')
+        args += ['--artifacts', f's3://esol-runs/{kind}-{name}', '--s3-endpoint', s3_at[0]]
         env |= KEYS
     if 'proxied' in kind: args += ['--proxy-artifacts']
     if 'postgres' in kind:
         db = request.getfixturevalue('cluster')
-        args, env = [*args, '--backend', db.create('whole_path')], env | db.env
+        args, env = [*args, '--backend', db.create(name)], env | db.env
     with mlflow_server(folder, *args, env=env) as running:
         client = KEYS | dict(MLFLOW_S3_ENDPOINT_URL=s3_at[0]) if s3_at and 'proxied' not in kind else {}
         for name, value in client.items(): monkeypatch.setenv(name, value)
