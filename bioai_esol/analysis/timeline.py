@@ -77,7 +77,7 @@ def _draw_reigns(ax: Axes, table: pd.DataFrame, row: Mapping[str, int], end: flo
 
 # %% ../../nbs/analysis/04_timeline.ipynb #19d0ab04
 def _draw_doubts(ax: Axes, table: pd.DataFrame, row: Mapping[str, int], end: float) -> list[Line2D]:
-    "When a champion was not trusted (of `doubts`), hatched over its bar; gives what the legend shows."
+    "When a champion was not trusted (of `doubts`), as a line on its bar; gives what the legend shows."
     handles = []
     for span in table.itertuples():
         last = end if pd.isna(span.end) else span.end
@@ -124,7 +124,7 @@ def plot_timeline(
     ax.set_yticks(range(len(versions)), [f'version {version}' for version in versions])
     dates = [f'{entry.action}\n{entry.time:%d %b %H:%M}' for entry in history.itertuples()]
     ax.set_xticks(range(n), dates, rotation=90 if upright else 0, fontsize='x-small')
-    legend_below(fig, handles, columns=5)
+    legend_below(fig, handles)
     return fig
 
 # %% ../../nbs/analysis/04_timeline.ipynb #17162c3b

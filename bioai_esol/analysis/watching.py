@@ -68,7 +68,7 @@ def plot_promise(
     judged = look.life[look.life.counts]
     missed = (judged.measured < judged.low) | (judged.measured > judged.high)
     band = coverage_sequence(missed.to_numpy().astype(float))
-    fig = new_figure(3.0, 'Do nine of ten measured values lie in their intervals?')
+    fig = new_figure(3.3, 'Do nine of ten measured values lie in their intervals?')
     ax = fig.add_subplot()
     after = np.arange(1, len(judged) + 1)
     ax.fill_between(after, band.low, band.high, color=BLUE, alpha=.15, lw=0, label='95 % at every look')
@@ -76,8 +76,8 @@ def plot_promise(
     least = 1 - look.evidence.promised
     ax.axhline(INTERVAL_LEVEL, color=GREY, lw=1, label='promised')
     ax.axhline(least, color=GREY, ls='--', lw=1, label='what calibration allows')
-    without_box(ax, xlabel='measured molecules that count', ylabel='share inside', ylim=(0, 1.02))
-    ax.legend(frameon=False, loc='lower left', ncols=2)
+    without_box(ax, xlabel='measured molecules that count', ylabel='share inside', ylim=(-.03, 1.03))
+    legend_below(fig, ax.get_legend_handles_labels()[0])
     return fig
 
 # %% ../../nbs/analysis/09_watching.ipynb #f70311e8
