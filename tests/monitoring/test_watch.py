@@ -11,7 +11,9 @@ import bioai_esol as esol
 from bioai_esol.chem.dataset import load_esol
 from bioai_esol.errors import BioaiError, DataError
 from bioai_esol.monitoring.observations import load_observations
+from bioai_esol.monitoring import observations
 from bioai_esol.monitoring.watch import observe_folder
+from bioai_esol.registry import versions
 from bioai_esol.registry.journal import snapshot
 from bioai_esol.serving.requests import RequestLog, load_requests
 from bioai_esol.store.client import connect
@@ -249,3 +251,22 @@ def test_a_file_of_somebody_else_is_left_alone(folder, here):
         done = here(*command, cwd=folder)
         assert done.returncode == 2 and done.stdout == '' and 'soluble.csv is not a file of noted requests' in done.stderr
     assert (folder / 'soluble.csv').read_bytes() == before
+
+
+@pytest.mark.parametrize('jump_s', [-86_400, 0])
+def test_a_clock_that_jumps_mixes_no_lives(uri, monkeypatch, jump_s):
+    "Promoted again at a moment that is not after the first promotion; and what was observed keeps its order."
+    week, champion = halves()[1].iloc[::9], snapshot(connect(uri)).aliases['champion']
+    esol.observe(week, tracking_uri=uri)
+    before = snapshot(connect(uri)).at(f'version/{champion}/promoted_at')
+    assert esol.watch(tracking_uri=uri).action == 'go back'
+    jumped = (pd.Timestamp(before) + pd.Timedelta(seconds=jump_s)).strftime('%Y-%m-%dT%H:%M:%SZ')
+    monkeypatch.setattr(versions, 'utc_text', lambda: jumped)
+    policy = esol.Policy(gap_threshold=9, r2_tolerance=.99)
+    assert esol.promote(version=champion, policy=policy, allow_dirty=True, force=True, tracking_uri=uri).champion == champion
+    assert snapshot(connect(uri)).at(f'version/{champion}/promoted_at') > before
+    assert esol.watch(tracking_uri=uri).evidence.judged == 0
+    monkeypatch.setattr(observations, 'utc_text', lambda: jumped)
+    assert esol.observe(halves()[1].iloc[1::9], tracking_uri=uri).new
+    assert load_observations(connect(uri)).molecules.sequence.is_monotonic_increasing
+    assert esol.watch(tracking_uri=uri).evidence.judged > 0
