@@ -28,6 +28,7 @@ th, td { padding: .25rem .55rem; text-align: right; border-bottom: 1px solid #e4
 td { font-variant-numeric: tabular-nums; } td.text, th.text { text-align: left; overflow-wrap: break-word; }
 .card { border: 1px solid #cbd5dc; border-left: 6px solid #0173b2; padding: .4rem 1.2rem; margin: 1rem 0; }
 .card .headline { font-size: 1.25rem; font-weight: 600; margin: .6rem 0; }
+.card.doubt { border-left-color: #d55e00; } .warning { color: #a13c00; font-weight: 600; }
 .card th { text-align: left; font-weight: 400; color: #555; white-space: nowrap; } .card td { text-align: left; }
 .card table { font-size: .95rem; margin: .5rem 0; }
 @media (max-width: 40rem) { table { display: block; overflow-x: auto; } .card th { white-space: normal; } }
@@ -38,7 +39,8 @@ td { font-variant-numeric: tabular-nums; } td.text, th.text { text-align: left; 
 _PAGE = Environment(autoescape=True).from_string('''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title><style>{{ style }}</style></head><body><h1>{{ title }}</h1>
-<section class="card"><p class="headline">{{ card.headline }}</p>
+<section class="card{{ ' doubt' if card.warning }}"><p class="headline">{{ card.headline }}</p>
+{% if card.warning %}<p class="warning">{{ card.warning }}</p>{% endif %}
 {% if card.rows %}<table>{% for k, v in card.rows %}
 <tr><th>{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}</table>{% endif %}
 {% for t in card.decided %}<p>{{ t }}</p>{% endfor %}
@@ -94,7 +96,7 @@ def points(
 # %% ../../nbs/analysis/07_page.ipynb #b20672d4
 def render_page(
     title: str,                # of the page
-    card: dict,                # of the first screen: headline, rows (pairs), decided, careful (texts)
+    card: dict,                # of the first screen: headline, warning, rows (pairs), decided, careful (texts)
     sections: Sequence[dict],  # title and parts: figures, tables, points or texts
     facts: str,                # what a reader needs who wants to make the page again
     made: str,                 # when and with what it was written

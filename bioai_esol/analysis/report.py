@@ -8,7 +8,7 @@ __all__ = ['Verdict', 'verdict', 'Champion', 'champion_of', 'write_report']
 # %% ../../nbs/analysis/06_report.ipynb #77d373ea
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,11 +28,16 @@ from .figures import (
     plot_choice, plot_curves, plot_effects, plot_gap_history, plot_importance, plot_interactions, plot_parallel)
 from .page import picture as _picture, points as _points, render_page, table_part as _table
 from .timeline import plot_timeline, reigns
+from .watching import plot_evidence, plot_promise, worst_observed
 from ..chem.columns import measured_property, Property
 from ..errors import BioaiError, StoreError
+from ..monitoring.watch import Watch, watch
 from ..registry.journal import history, snapshot
-from ..registry.policy import as_retrained, Choice, choose_candidate, decide_promotion, Decision, Policy, Rule
+from bioai_esol.registry.policy import (
+    as_retrained, Choice, choose_candidate, decide_promotion, Decision, GO_BACK, KEEP, MEASURE_MORE, NOT_TRUSTED,
+    Policy, Rule)
 from ..registry.promotion import caveats, champion_run
+from ..registry.versions import distrusted, FOUND_BY_WATCHING
 from ..stats.metrics import bootstrap_rmse, mae, r2
 from ..store.client import connect, settle_addresses, Store
 from ..store.runs import fetch_artifacts, load_histories, load_predictions, load_runs, run_row, search
@@ -87,6 +92,8 @@ class Champion:
     run: dict                   # a row of `runs.runs_table`
     predictions: pd.DataFrame   # of `runs.load_predictions`
     former: dict | str          # the run of the champion before it, or why there is none to compare with
+    doubt: str                  # why it is not trusted; empty when it is
+    watch: Watch | str          # what watching would decide now, or why nobody can tell
 
 def _former(store: Store, entries: pd.DataFrame, run: Mapping) -> dict | str:
     "The run of the champion before this one."
@@ -110,7 +117,10 @@ def champion_of(
     run = champion_run(store, seen)
     if run is None: return None
     predictions = load_predictions(run['run_id'], tracking_uri=store.uri)
-    return Champion(seen.aliases['champion'], run, predictions, _former(store, entries, run))
+    version = seen.aliases['champion']
+    try: look = watch(dry_run=True, tracking_uri=store.uri)
+    except StoreError as e: look = str(e)
+    return Champion(version, run, predictions, _former(store, entries, run), distrusted(seen, version), look)
 
 def _former_in_words(former: dict | str) -> str:
     if isinstance(former, str): return former
@@ -132,9 +142,34 @@ def _quality(champion: Champion) -> list[tuple[str, str]]:
             ('Always answering with their mean', f'RMSE {y.std(ddof=0):.3f}'),
             ('Champion before it', _former_in_words(champion.former))]
 
-# %% ../../nbs/analysis/06_report.ipynb #69b29873
+# %% ../../nbs/analysis/06_report.ipynb #06e0aa02
 def _sentence(words: str) -> str: return f'{words[0].upper()}{words[1:]}.'
 
+_FOUND = {KEEP: 'Watching finds nothing against it', MEASURE_MORE: 'Watching asks for more measured molecules',
+          NOT_TRUSTED: 'Watching finds its promise broken, and no former champion that is better',
+          GO_BACK: 'Watching finds its promise broken, and the champion before it better'}
+
+def _watched(look: Watch | str) -> str:
+    "What watching finds, in a sentence."
+    if isinstance(look, str): return f'Whether it is still right cannot be told: {look}.'
+    if not len(look.life):
+        return ("No measured molecule says yet whether it is still right: 'bioai-esol observe FILE' keeps some, and "
+                "'bioai-esol watch' judges them.")
+    if not look.evidence.judged:
+        return f"None of {counted(len(look.life), 'observed molecule')} counts yet, judged apart: {_apart(look)}."
+    words = '; '.join(rule.reason for rule in look.decision.rules if rule.name in ('observations', 'promise'))
+    pending = " 'bioai-esol watch' carries that out." if not look.decision.approved and look.trusted else ''
+    return f'{_FOUND[look.action]}: {words}.{pending}'
+
+def _apart(look: Watch) -> str: return ', '.join(f'{n} {why}' for why, n in look.apart.items() if n)
+
+def _warning(champion: Champion) -> str:
+    "What is said of a champion that is not trusted; empty when it is."
+    if not champion.doubt: return ''
+    return (f"Not trusted: {champion.doubt}. Every prediction says so until another version is champion, or "
+            "'bioai-esol acknowledge' takes the responsibility.")
+
+# %% ../../nbs/analysis/06_report.ipynb #69b29873
 def _careful(champion: Champion, decision: Decision | None) -> list[str]:
     "What a reader should know before relying on the champion."
     y = champion.predictions[measured_property(champion.predictions).column]
@@ -151,7 +186,7 @@ def _careful(champion: Champion, decision: Decision | None) -> list[str]:
     else: texts.append('There are no 90 % intervals: the validation set is too small for them, or the run is too old.')
     note = decision.note if decision is not None else ''
     for words in warned: note = note.replace(words, '').strip('; ')  # they are there already
-    return [*texts, *([_sentence(note)] if note else [])]
+    return [*texts, *([_sentence(note)] if note else []), _watched(champion.watch)]
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00009
 def _decided(found: Verdict) -> str:
@@ -168,9 +203,11 @@ def _card(found: Verdict, champion: Champion | None, run_tag: str) -> dict:
         return dict(headline='There is no champion yet', rows=[], decided=[_decided(found)], careful=[])
     origin = champion.run.get('run_tag')
     other = '' if origin == run_tag else ', not this one'
-    headline = f"Champion is version {champion.version}: {champion.run['run_name']}, from the sweep {origin}{other}"
+    state = ', not trusted' if champion.doubt else ''
+    name = f"version {champion.version}{state}: {champion.run['run_name']}"
+    headline = f"Champion is {name}, from the sweep {origin}{other}"
     decision = found.decision if found.on_record and not other else None
-    return dict(headline=headline, rows=_quality(champion), decided=[_decided(found)],
+    return dict(headline=headline, warning=_warning(champion), rows=_quality(champion), decided=[_decided(found)],
                 careful=_careful(champion, decision))
 
 # %% ../../nbs/analysis/06_report.ipynb #aefe713a
@@ -200,17 +237,22 @@ def _axes_part(runs: pd.DataFrame, chosen: str | None) -> list[dict]:
             believed, _table(common_values(runs), decimals=1)]
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000a
+_MINUTE = '%Y-%m-%d %H:%M'  # how a time is shown
+
+def _rules_table(rules: Sequence[Rule], refused: str) -> dict:
+    "The rules of a decision, those that said no first."
+    marks = {True: '✓', False: f'✗ {refused}'.strip()}
+    rows = [dict(rule=rule.name, verdict=marks[rule.passed], reason=rule.reason)
+            for rule in sorted(rules, key=lambda rule: rule.passed)]
+    return _table(pd.DataFrame(rows))
+
 def _decision_part(found: Verdict, entries: pd.DataFrame) -> list[dict]:
     parts = [dict(text=_decided(found))]
-    if found.decision is not None:
-        marks = {True: '✓', False: '✗ refused'}
-        rules = sorted(found.decision.rules, key=lambda rule: rule.passed)
-        rows = [dict(rule=rule.name, verdict=marks[rule.passed], reason=rule.reason) for rule in rules]
-        parts.append(_table(pd.DataFrame(rows)))
+    if found.decision is not None: parts.append(_rules_table(found.decision.rules, 'refused'))
     if not len(entries): return parts
     if entries.version.nunique() > 1:
         parts.append(_picture(plot_timeline(entries), 'versions and their aliases, decision by decision'))
-    shown = entries.assign(time=entries.time.dt.strftime('%Y-%m-%d %H:%M'))
+    shown = entries.assign(time=entries.time.dt.strftime(_MINUTE))
     return [*parts, _table(shown[['time', 'action', 'version', 'outcome', 'moves', 'reason', 'who']])]
 
 def _champion_part(champion: Champion | None) -> list[dict]:
@@ -221,6 +263,49 @@ def _champion_part(champion: Champion | None) -> list[dict]:
              _picture(plot_scaffold_errors(predictions), 'error by scaffold')]
     if has_intervals(predictions): parts.append(_picture(plot_intervals(predictions), 'intervals and measured values'))
     return parts
+
+# %% ../../nbs/analysis/06_report.ipynb #06e0aa04
+def _done_by_watching(entries: pd.DataFrame) -> list[str]:
+    "What watching did, and what a person acknowledged, in the order of the journal."
+    words = dict(rollback='the champion went back from version {}', distrust='version {} was found not to be trusted',
+                 acknowledge='version {} was acknowledged')
+    lines = []
+    for entry in entries[(entries.outcome == 'done') & entries.action.isin(list(words))].itertuples():
+        if entry.action == 'rollback' and not entry.reason.startswith(FOUND_BY_WATCHING): continue
+        reason = entry.reason.removeprefix(FOUND_BY_WATCHING)
+        by = f' by {entry.who}' if entry.action == 'acknowledge' else ''
+        what = words[entry.action].format(entry.version)
+        lines.append(f'{entry.time.strftime(_MINUTE)}: {what}{by}: {reason}')
+    return lines
+
+def _worst_part(look: Watch) -> list[dict]:
+    "The observed molecules of the largest error."
+    worst = worst_observed(look)
+    outside = worst.why.where(worst.why == '', ': ' + worst.why)
+    shown = worst.assign(molecule=worst.name.where(worst.name != '', worst.smiles), domain=worst.domain + outside,
+                         counts=worst.counts.map({True: 'yes', False: 'no'}))
+    columns = ['molecule', 'measured', 'predicted', 'low', 'high', 'error', 'domain', 'counts']
+    return [dict(text='The observed molecules of the largest error; those that do not count are judged apart:'),
+            _table(shown[columns], decimals=2)]
+
+# %% ../../nbs/analysis/06_report.ipynb #06e0aa05
+def _evidence_part(look: Watch) -> list[dict]:
+    "What was decided, the figures that show why, and the molecules."
+    parts = [dict(text=f"By what was observed, 'bioai-esol watch' decides now: {look.action}."),
+             _rules_table(look.decision.rules, '')]
+    apart = _apart(look)
+    if apart: parts.append(dict(text=f'Judged apart, where the model knew the answer or promised nothing: {apart}.'))
+    if look.evidence.judged:
+        parts += [_picture(plot_evidence(look), 'evidence after each series of measured molecules'),
+                  _picture(plot_promise(look), 'share of measured values inside their intervals')]
+    return parts + _worst_part(look)
+
+def _watching_part(champion: Champion | None, entries: pd.DataFrame) -> list[dict]:
+    if champion is None: return [dict(text='There is no champion yet.')]
+    look = champion.watch
+    parts = [dict(text=_watched(look))] if isinstance(look, str) or not len(look.life) else _evidence_part(look)
+    before = _done_by_watching(entries)
+    return [*parts, *([dict(text='On record:'), dict(points=before)] if before else [])]
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000c
 def _property_in_words(of: Property) -> str:
@@ -266,6 +351,7 @@ def _sections(store: Store, runs: pd.DataFrame, found: Verdict, champion: Champi
     yield dict(title='Hyperparameters', parts=_axes_part(runs, chosen))
     yield dict(title='Decision', parts=_decision_part(found, entries))
     yield dict(title='The champion', parts=_champion_part(champion))
+    yield dict(title='Watching', parts=_watching_part(champion, entries))
     yield dict(title='Words', parts=_words_part(runs, found.policy))
 
 def _facts(runs: pd.DataFrame) -> str:

@@ -7,20 +7,22 @@ __all__ = ['ASKED_ALIASES', 'KIND', 'SERIES_SIMILARITY', 'Observations', 'merge_
            'series_of', 'observe']
 
 # %% ../../nbs/monitoring/01_observations.ipynb #17b97396
-import hashlib, html, tempfile
-from collections.abc import Mapping, Sequence
+import hashlib, html, sys, tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from ..chem.columns import Reading, recorded
 from ..chem.dataset import Dataset, dataset_in
-from ..chem.molecules import AS_WRITTEN, canonical_smiles, fingerprint
+from ..chem.molecules import AS_WRITTEN, canonical_smiles, fingerprint, standardise
 from ..chem.split import clusters
 from ..chem.tables import read_table, Table, table_of
 from ..errors import BioaiError, DataError, StoreError
+from ..models.fitted import PREDICTION_BATCH_SIZE
 from ..registry.journal import current_user, settled, Snapshot, utc_text
 from ..registry.versions import former_champion, run_of
 from ..serving.comparison import training_molecules
@@ -65,6 +67,26 @@ def _measured(data: str | Path | pd.DataFrame | Dataset, champion: Predictor, sk
     frame = frame.groupby('molecule', sort=False, as_index=False).agg(what)
     return _Measured(frame, Path(data.source).name if data.source else data.name, data.how, data.skipped)
 
+# %% ../../nbs/monitoring/01_observations.ipynb #0b5e0b02
+def _readable(smiles: str, rule: Reading) -> bool:
+    "Does a model see this molecule at all?"
+    try: standardise(smiles, rule)
+    except DataError: return False
+    return True
+
+def _blocks(smiles: Sequence[str], predictor: Predictor) -> Iterator[list[str]]:
+    "Molecules in blocks of whole batches of a model, of which the last may be larger; one block when they are few."
+    rule = recorded(predictor.model.info.get('reading', {}))
+    seen = [i for i, s in enumerate(smiles) if _readable(s, rule)]
+    starts = seen[::PREDICTION_BATCH_SIZE][1:max(len(seen) // PREDICTION_BATCH_SIZE, 1)]
+    for start, end in zip([0, *starts], [*starts, len(smiles)]): yield list(smiles[start:end])
+
+def _bar(total: int) -> tqdm:
+    "A progress bar with the time left, where somebody sees it and it takes a while."
+    is_watched = 'ipykernel' in sys.modules or sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(total=total, desc='observing', unit=' answers', leave=False, dynamic_ncols=True,
+                disable=total < 2 * PREDICTION_BATCH_SIZE or not is_watched)
+
 # %% ../../nbs/monitoring/01_observations.ipynb #a27fcec7
 ASKED_ALIASES = ('challenger', 'shadow')
 
@@ -82,9 +104,13 @@ class _Asked:
         calibration = len(info.get('scores', []))
         return dict(version=self.predictor.version, role=self.role, calibration=calibration, scale=scale)
 
-    def answers(self, molecules: pd.DataFrame) -> pd.DataFrame:
-        "One row per molecule."
-        said = self.predictor.predict(molecules.smiles.tolist())
+    def answers(self, molecules: pd.DataFrame, tell: Callable[[int], object] = lambda answered: None) -> pd.DataFrame:
+        "One row per molecule; `tell` hears how many are answered now, block by block."
+        parts = []
+        for block in _blocks(molecules.smiles.tolist(), self.predictor):
+            parts.append(self.predictor.predict(block))
+            tell(len(block))
+        said = pd.concat(parts, ignore_index=True)
         known = molecules.molecule.isin(self.taught).to_numpy()
         return pd.DataFrame(dict(
             molecule=molecules.molecule.to_numpy(), version=self.predictor.version,
@@ -263,7 +289,8 @@ def _keep(store: Store, measured: _Measured, asked: Sequence[_Asked], life: str)
     with store_lock(store, KIND):
         before = load_observations(store)
         news = _news(measured.frame, before.molecules.set_index('molecule').measured)
-        answers = pd.concat([a.answers(news.new) for a in asked], ignore_index=True)
+        with _bar(len(asked) * len(news.new)) as bar:
+            answers = pd.concat([a.answers(news.new, bar.update) for a in asked], ignore_index=True)
         if len(news.new) or len(news.changed):
             new = news.new.assign(series=series_of(news.new.molecule.tolist(), before.sequence + 1))
             tables = dict(molecules=pd.concat([new, news.changed]), answers=answers,

@@ -63,7 +63,8 @@ def test_monitoring_shows_what_was_observed(folder, tmp_path, monkeypatch):
     assert observed.known > 900
     before = esol.history(tracking_uri=uri)
     outputs = executed('monitoring', uri, monkeypatch)
-    assert len(shown(outputs, 'image/png')) == 3 and not shown(outputs, 'text/markdown')
+    assert len(shown(outputs, 'image/png')) == 4 and not shown(outputs, 'text/markdown')
+    assert shown(outputs, 'text/html')[-1].count('rollback') == 1  # rehearsed on the copy, whatever watching decides
     assert 'watch over version 1' in shown(outputs, 'text/html')[0] and esol.history(tracking_uri=uri).equals(before)
 
 

@@ -1,6 +1,7 @@
 "Measured molecules, from a table to a decision: ESOL's soluble half trains, its other half is what the weeks after bring."
 import json
 import math
+import re
 import subprocess
 
 import pandas as pd
@@ -54,6 +55,13 @@ def uri(folder):
     return uri_of(folder)
 
 
+def reported(here, folder):
+    "The report of the latest sweep, without its pictures."
+    done = here('report', '--output', 'page.html', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return re.sub('base64,[^"]*', '', (folder / 'page.html').read_text())
+
+
 def test_a_molecule_counts_once(uri):
     "Given again, corrected, measured twice in one table, and one of the training set."
     soluble, later = halves()
@@ -92,6 +100,9 @@ def test_it_goes_back_when_that_helps(folder, uri, here):
     [back] = [entry for entry in registry.entries if entry.action == 'rollback']
     assert back.outcome == 'done' and back.reason.startswith('found by watching: ') and 'e-value' in back.reason
     assert here('status', '--check', cwd=folder).returncode == 0
+    page = reported(here, folder)
+    assert 'the champion went back from version 2: 46 of 53 measured values' in page and 'class="warning"' not in page
+    assert 'No measured molecule says yet whether it is still right' in page  # of version 1, whose life goes on
     done = here('watch', cwd=folder)
     assert done.returncode == 0 and 'watch over version 1: keep' in done.stdout and 'nothing was changed' in done.stdout
     assert len([e for e in snapshot(connect(uri)).entries if e.action == 'rollback']) == 1
@@ -111,14 +122,44 @@ def test_it_is_not_trusted_where_nobody_is_better(folder, uri, here):
     assert row['trusted'].startswith('no: ') and 'lie outside their 90 % interval' in row['trusted']
     assert 'version 1 is not trusted' in done.stderr
     assert 'not trusted: ' in here('status', cwd=folder).stdout
+    page = reported(here, folder)
+    assert 'Champion is version 1, not trusted: ridge' in page and 'class="warning">Not trusted: 31 of 31 measured values' in page
+    assert 'version 1 was found not to be trusted: 31 of 31' in page and 'finds its promise broken, and no former' in page
     entries = len(snapshot(connect(uri)).entries)
     assert here('watch', cwd=folder).returncode == 1 and len(snapshot(connect(uri)).entries) == entries  # once is enough
     done = here('acknowledge', '--reason', 'the assay was in mmol/L', cwd=folder)
     assert done.returncode == 0 and 'acknowledge' in done.stdout
+    assert 'acknowledged: the assay was in mmol/L' in here('status', cwd=folder).stdout
+    page = reported(here, folder)
+    assert 'class="warning"' not in page and re.search('version 1 was acknowledged by [^:]+: the assay was in mmol/L', page)
     assert here('watch', cwd=folder).returncode == 0  # what was observed is settled
     assert json.loads(here('predict', 'CCO', '--json', cwd=folder).stdout)[0]['trusted'] == 'yes'
     with pytest.raises(BioaiError, match='version 1 is trusted'):
         esol.acknowledge('again', tracking_uri=uri)
+
+
+def test_the_report_says_what_was_observed(folder, uri, here):
+    "Before anybody looked: what watching would decide, why, the figures, the worst molecules, and that it is not carried out yet."
+    nothing = reported(here, folder)
+    assert nothing.count('bioai-esol observe FILE') == 2  # on the first screen and in the section
+    esol.observe(halves()[1].iloc[::9], tracking_uri=uri)
+    page = reported(here, folder)
+    section = page.split('>Watching</h2>')[1].split('<h2')[0]
+    assert 'decides now: go back.' in section and 'Judged apart, where' in section and '8 outside its domain' in section
+    assert section.count('<img ') == 2 and section.count('<tr>') == 1 + 3 + 1 + 6 and section.index('promise') < section.index('observations')
+    assert 'the champion before it better: 53 new molecules' in page and 'carries that out' in page
+    [table] = (folder / 'mlartifacts').rglob('observations/molecules.csv')
+    table.write_text(table.read_text().replace('-3', '-2'))
+    assert reported(here, folder).count('altered or cut short') == 2  # said, and the rest of the report is there
+
+
+def test_only_molecules_apart_are_no_evidence(folder, uri, here):
+    "Of the training set: the report has the worst of them, and no figure of evidence."
+    esol.observe(halves()[0].iloc[:40], tracking_uri=uri)
+    page = reported(here, folder)
+    section = page.split('>Watching</h2>')[1].split('<h2')[0]
+    known = esol.watch(dry_run=True, tracking_uri=uri).apart['of its training set']
+    assert known and f'{known} of its training set' in section and '<td class="text">no</td>' in section
 
 
 def test_a_challenger_is_followed(folder, uri, here):
