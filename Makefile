@@ -52,7 +52,7 @@ bench: $(READY)  ## speed: the engine beside a plain loop, the whole sweep, grow
 bench-accuracy: $(READY) ## accuracy: every kind of model on eleven splits; Chemprop too, after benchmarks/chemprop.py; ten minutes
 	@$(BIN)/bioai-esol benchmark --output benchmarks/accuracy
 
-bench-monitoring: $(READY) ## watching a champion: false alarms and delays in 10,000 simulated lives; four minutes
+bench-monitoring: $(READY) ## watching a champion: false alarms and delays in 10,000 simulated lives, and a real stream; twenty minutes
 	@$(BIN)/python benchmarks/monitoring.py --output benchmarks/monitoring.md
 
 # a notebook runs in its own folder, where the file of a store named sqlite:///mlflow.db would be another one

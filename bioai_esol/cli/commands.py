@@ -276,14 +276,15 @@ def _one_look(args, policy, before: str) -> tuple[int, str]:
     if args.folder:
         for found in observe_folder(args.folder, args.tracking_uri, **_said(args)):
             print(as_options(str(found), args), file=sys.stderr if args.json else sys.stdout, flush=True)
-    look = watch(policy, dry_run=args.dry_run, tracking_uri=args.tracking_uri)
+    look = watch(policy, requests=args.requests, dry_run=args.dry_run, tracking_uri=args.tracking_uri)
     text = _json(_watch_record(look)) if args.json else as_options(str(look), args)
     if text != before: print(text, flush=True)
     return 0 if look.decision.approved else 1, text
 
 def _watch_record(look) -> dict:
     return dict(action=look.action, champion=look.champion, changed=look.changed, trusted=look.trusted,
-                apart=look.apart, evidence=vars(look.evidence), decision=look.decision.to_dict())
+                apart=look.apart, evidence=vars(look.evidence), questions=look.questions and vars(look.questions),
+                worth_measuring=look.to_measure.to_dict('records'), decision=look.decision.to_dict())
 
 # %% ../../nbs/cli/02_commands.ipynb #82f675ce
 def _status(args) -> int:
@@ -376,12 +377,21 @@ def _beside(table, predictions, smiles: str) -> 'pd.DataFrame':  # noqa: F821
     return table.assign(**new)
 
 # %% ../../nbs/cli/02_commands.ipynb #c604567d
+def _request_log(args) -> 'RequestLog | None':  # noqa: F821
+    "Where requests are noted, if they are."
+    if args.digests_only and not args.note_requests: args.usage('give --digests-only together with --note-requests')
+    if not args.note_requests: return None
+    from bioai_esol.serving.requests import RequestLog
+    return RequestLog(args.note_requests, args.digests_only)
+
 _WORDS = ['why', 'read_as', 'trusted', 'error']  # columns of words, which a terminal has no room for beside the numbers
 
+# %% ../../nbs/cli/02_commands.ipynb #5e2a7b21
 def _predict(args) -> int:
     if bool(args.smiles) == bool(args.input):
         args.usage('give molecules as arguments or a table with --input, one of the two')
     asked = _read_molecules(args) if args.input else None
+    log = _request_log(args)
     from bioai_esol.serving.predictor import load_champion
     champion = load_champion(tracking_uri=args.tracking_uri)
     if champion.distrusted:
@@ -396,6 +406,7 @@ def _predict(args) -> int:
     if args.json: print(_json(out.to_dict('records')))
     elif args.output: print(f"{_plural(len(out), 'molecule')}, {failed.sum()} with an error, written to {args.output}")
     else: print(_prediction_text(out, predictions, champion.property.column))
+    if log: log.note(predictions)
     return 2 if len(failed) and failed.all() else 0
 
 # %% ../../nbs/cli/02_commands.ipynb #0065371c
@@ -471,7 +482,7 @@ def _serve(args) -> int:
     from bioai_esol.store.client import ensure_home
     ensure_home()  # before MLflow is imported, which the endpoint does
     from bioai_esol.serving.endpoint import serve
-    return serve(args.port, tracking_uri=args.tracking_uri)
+    return serve(args.port, requests=_request_log(args), tracking_uri=args.tracking_uri)
 
 # %% ../../nbs/cli/02_commands.ipynb #83c4d3ef
 def _doctor(args) -> int:

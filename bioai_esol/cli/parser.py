@@ -90,6 +90,12 @@ def _data_options(p: argparse.ArgumentParser):
 def _json_option(p: argparse.ArgumentParser, what: str):
     p.add_argument('--json', action='store_true', help=f'print {what} as JSON')
 
+# %% ../../nbs/cli/01_parser.ipynb #7ba931a4
+def _noting_options(p: argparse.ArgumentParser):
+    p.add_argument('--note-requests', metavar='CSV',
+                   help="note each molecule in this file, of at most 2 MB, for 'bioai-esol watch --requests'")
+    p.add_argument('--digests-only', action='store_true', help='note no SMILES there, only their digests')
+
 def _reason_option(p: argparse.ArgumentParser):
     p.add_argument('--reason', required=True, metavar='TEXT', help='why; it goes on record')
 
@@ -191,19 +197,25 @@ _WATCH_THRESHOLDS = {  # option: default of `Policy`, and what it is
     'min-observations': (10, 'measured molecules that a decision takes at least'),
     'worse-margin': (0., "by how much the mean |error| must exceed the former champion's to be worse")}
 
-def _monitoring_commands(command: Command):
+def _observe_command(command: Command):
     p = command('observe', 'keep measured molecules as evidence about the champion',
                 'The champion and its predecessor answer each molecule; it counts once, however often its file is '
                 'given, and a\ncorrected value replaces the old one. A table with the headers of the champion\'s own '
                 'is read as that one was.')
     p.add_argument('tables', nargs='+', metavar='FILE', help='CSV, TSV, .smi, SDF, Excel, Parquet')
     _reading_options(p, rule=False)
+
+# %% ../../nbs/cli/01_parser.ipynb #14f5c2f5
+def _watch_commands(command: Command):
     p = command('watch', 'is the champion still right? Goes back when not',
                 'Decides on everything that was observed: keep; measure more; not trusted, which every answer then '
                 'says; go back to\nthe former champion. The chance of a false alarm holds for the champion\'s whole '
                 'life, however often one looks.\nExit status 1: gone back, or not trusted.')
     p.add_argument('--folder', metavar='FOLDER', help='observe the files in it first; they move to done/ or refused/')
     p.add_argument('--every', metavar='TIME', help='look again after 90s, 10m, 1h, 1d …, until Ctrl-C')
+    p.add_argument('--requests', metavar='CSV',
+                   help="what 'predict' or 'serve' noted with --note-requests: are the questions still those that the "
+                        'champion was tested on? Warns only')
     for name, (default, text) in _WATCH_THRESHOLDS.items():
         p.add_argument(f'--{name}', metavar='X', help=f'{text} (default {default:g})')
     p.add_argument('--dry-run', action='store_true', help='decide and change nothing')
@@ -263,6 +275,7 @@ def _question_commands(command: Command):
     p.add_argument('--explain', metavar='FOLDER',
                    help='draw each molecule with its atoms coloured by what they contribute, one SVG per molecule, '
                         'into this folder: 0.svg for the first')
+    _noting_options(p)
     _json_option(p, 'the predictions')
     p = command('report', 'write a sweep and its decision as one HTML file',
                 'With its figures inside, to be read anywhere; it is also logged to the sweep in MLflow.')
@@ -308,6 +321,7 @@ def _store_commands(command: Command):
     p = command('serve', 'serve the champion over HTTP',
                 'On 127.0.0.1, until Ctrl-C. A later champion is served after a restart.')
     p.add_argument('--port', metavar='N', default=5001, type=int, help='port (default 5001)')
+    _noting_options(p)
     p = command('migrate', 'copy everything from one database to another',
                 'Runs, metrics, registry, aliases and decisions, counted and compared; both servers must be stopped. '
                 'Artifacts stay where they are.\nEither all of it arrives, or nothing.', store=False)
@@ -316,8 +330,8 @@ def _store_commands(command: Command):
                    help='an empty database, e.g. postgresql://USER@HOST/NAME')
 
 # %% ../../nbs/cli/01_parser.ipynb #861bd9c8
-_GROUPS = (_look_command, _training_commands, _promote_command, _monitoring_commands, _life_commands, _record_commands,
-           _question_commands, _benchmark_command, _server_command, _store_commands)
+_GROUPS = (_look_command, _training_commands, _promote_command, _observe_command, _watch_commands, _life_commands,
+           _record_commands, _question_commands, _benchmark_command, _server_command, _store_commands)
 
 def make_parser() -> argparse.ArgumentParser:
     "The parser of `bioai-esol`."

@@ -6,8 +6,8 @@
 __all__ = ['Share', 'REQUIRED_METRICS', 'HYPERPARAMETERS', 'KEEP', 'MEASURE_MORE', 'NOT_TRUSTED', 'GO_BACK', 'WATCH_ACTIONS',
            'Policy', 'Rule', 'verdict_html', 'rules_html', 'Decision', 'decide_registration', 'Choice',
            'choose_candidate', 'decide_reproduction', 'code_rules', 'lineage_rules', 'as_retrained', 'already_champion',
-           'test_set_differences', 'decide_promotion', 'decide_rollback', 'Evidence', 'e_value', 'WatchDecision',
-           'decide_watch']
+           'test_set_differences', 'decide_promotion', 'decide_rollback', 'Evidence', 'Questions', 'e_value',
+           'WatchDecision', 'decide_watch']
 
 # %% ../../nbs/registry/01_policy.ipynb #9620daac
 import html, json, math
@@ -603,6 +603,17 @@ class Evidence:
     log_for_former: float = 0.        # ln of the e-value for the former champion being better
     series: int | None = None         # of relatives, each of which is one observation; None: every molecule is
 
+@dataclass(frozen=True)
+class Questions:
+    "What a champion was asked, beside its own test molecules. Each molecule counts once."
+    asked: int             # molecules
+    series: int            # of relatives, each of which is one observation
+    outside: int           # of the molecules, outside the champion's domain
+    usual_outside: float   # the share of test molecules that are, at most
+    wide: int              # of the molecules, with an interval wider than those of nine in ten test molecules
+    usual_wide: float      # the share of test molecules that have, at most
+    log_other: float       # ln of the e-value for other questions than the test molecules
+
 # %% ../../nbs/registry/01_policy.ipynb #28b6e77a
 def e_value(
     log_evidence: float,  # its natural logarithm
@@ -628,11 +639,20 @@ def _promise_kept(e: Evidence, policy: Policy) -> Rule:
             f"{'is below' if kept else 'reaches'} {e_value(alarm)}")
     return Rule('promise', kept, text, e.log_against, alarm)
 
+# %% ../../nbs/registry/01_policy.ipynb #1a30ebfb
 def _no_doubt(e: Evidence, policy: Policy) -> Rule:
     limit = -math.log(policy.false_alarm) / 2
     fine = e.log_against < limit
     text = f"e-value {e_value(e.log_against)} {'is below' if fine else 'reaches'} {e_value(limit)}, which asks for more"
     return Rule('doubt', fine, text, e.log_against, limit)
+
+def _usual_questions(q: Questions, policy: Policy) -> Rule:
+    alarm = -math.log(policy.false_alarm)
+    fine = q.log_other < alarm
+    text = (f"of {q.asked} molecules that it was asked about {q.outside} lie outside its domain, {q.usual_outside:.1%} "
+            f"may, and {q.wide} have wider intervals than usual, {q.usual_wide:.1%} may; e-value "
+            f"{e_value(q.log_other)} {'is below' if fine else 'reaches'} {e_value(alarm)}")
+    return Rule('questions', fine, text, q.log_other, alarm)
 
 # %% ../../nbs/registry/01_policy.ipynb #3f336169
 def _former_not_better(e: Evidence, policy: Policy) -> Rule:
@@ -665,7 +685,7 @@ class WatchDecision(Decision):
         return self.action
 
 def _action(enough: bool, promise: bool, no_doubt: bool, former_not_better: bool) -> str:
-    "What follows from four rules."
+    "What follows from the rules."
     if enough and not promise: return NOT_TRUSTED if former_not_better else GO_BACK
     return KEEP if no_doubt else MEASURE_MORE
 
@@ -673,10 +693,12 @@ def _action(enough: bool, promise: bool, no_doubt: bool, former_not_better: bool
 def decide_watch(
     evidence: Evidence,  # about the champion
     policy: Policy,      # `false_alarm`, `min_observations` and `worse_margin` count
+    questions: Questions | None = None,  # that it was asked, where they were noted
 ) -> WatchDecision:
     "Is the champion still right, and what follows if not?"
     enough, promise, former = (ask(evidence, policy) for ask in (_enough_observed, _promise_kept, _former_not_better))
-    doubt = _no_doubt(evidence, policy)
-    action = _action(enough.passed, promise.passed, doubt.passed, former.passed)
-    rules = (enough, promise, doubt, former) if promise.passed else (enough, promise, former)
+    warnings = [_no_doubt(evidence, policy)]
+    if questions is not None: warnings.append(_usual_questions(questions, policy))
+    action = _action(enough.passed, promise.passed, all(rule.passed for rule in warnings), former.passed)
+    rules = (enough, promise, *(warnings if promise.passed else ()), former)
     return WatchDecision(f"watch over version {evidence.champion}", rules, action=action)

@@ -12,6 +12,7 @@ __all__ = ['MODEL_FILES', 'STATUSES', 'FOUND_BY_WATCHING', 'STATUS_METRICS', 'fi
 import hashlib, html, re, tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,6 +161,12 @@ def make_candidate(
     return t.commit('candidate', why, changes, version, t.registry.versions[version].run_id, record)
 
 # %% ../../nbs/registry/03_versions.ipynb #6e51b7a0
+def _begin_of_life(registry: Snapshot, version: str) -> str:
+    "This moment, or a second after the version's life before: the text names a life, and clocks jump."
+    now, before = utc_text(), registry.at(f'version/{version}/promoted_at')
+    if not before or now > before: return now
+    return (datetime.fromisoformat(before) + timedelta(seconds=1)).strftime('%Y-%m-%dT%H:%M:%SZ')
+
 def crown(
     t: Turn,                        # whose turn it is
     version: str,                   # the number
@@ -172,7 +179,7 @@ def crown(
     why = (decision.note or decision.reason) if before else '; '.join(filter(None, ['first champion', decision.note]))
     changes = {f'version/{version}/previous_champion': before, 'alias/champion': version}
     fresh = dict(demoted_at=None, successor=None, distrusted=None, acknowledged=None)  # a new life
-    changes |= _becomes(version, 'champion', why, promoted_at=utc_text(), **fresh)
+    changes |= _becomes(version, 'champion', why, promoted_at=_begin_of_life(t.registry, version), **fresh)
     changes |= _retired(t.registry, before, version, f"version {version} became champion after it")
     if t.registry.aliases.get('candidate') == version: changes['alias/candidate'] = None
     return t.commit('promote', decision.reason, changes, version, t.registry.versions[version].run_id, record)

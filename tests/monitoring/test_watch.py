@@ -1,5 +1,6 @@
 "Measured molecules, from a table to a decision: ESOL's soluble half trains, its other half is what the weeks after bring."
 import json
+import math
 import re
 import subprocess
 
@@ -11,8 +12,11 @@ import bioai_esol as esol
 from bioai_esol.chem.dataset import load_esol
 from bioai_esol.errors import BioaiError, DataError
 from bioai_esol.monitoring.observations import load_observations
+from bioai_esol.monitoring import observations
 from bioai_esol.monitoring.watch import observe_folder
+from bioai_esol.registry import versions
 from bioai_esol.registry.journal import snapshot
+from bioai_esol.serving.requests import RequestLog, load_requests
 from bioai_esol.store.client import connect
 from bioai_esol.store.runs import search
 
@@ -228,3 +232,82 @@ def test_files_that_were_altered_are_no_evidence(folder, uri):
     table.write_text(table.read_text().replace('-3', '-2'))
     with pytest.raises(BioaiError, match='altered or cut short'):
         esol.watch(tracking_uri=uri)
+
+
+def test_other_questions_warn_and_name_what_to_measure(folder, uri, here):
+    "Noted by `predict`; the champion's own kind of molecules does not warn, others do, and no alias moves."
+    champion, (soluble, later) = esol.load_champion(tracking_uri=uri), halves()
+    strange = later[(champion.predict(later.smiles.tolist()).domain == 'outside').to_numpy()]
+    for name, table in (('usual.csv', soluble.iloc[::5]), ('strange.csv', strange)):
+        table.to_csv(folder / name, index=False)
+    done = here('predict', '--input', 'usual.csv', '--output', 'out.csv', '--note-requests', 'requests.csv', cwd=folder)
+    assert done.returncode == 0 and len(load_requests(folder / 'requests.csv')) == len(soluble.iloc[::5]), done.stderr
+    quiet = here('watch', '--requests', 'requests.csv', cwd=folder)
+    assert quiet.returncode == 0 and '✓ questions' in quiet.stdout and 'watch over version 2: keep' in quiet.stdout
+    here('predict', '--input', 'strange.csv', '--output', 'out.csv', '--note-requests', 'requests.csv', cwd=folder)
+    warned = here('watch', '--requests', 'requests.csv', '--json', cwd=folder)
+    said = json.loads(warned.stdout)
+    assert warned.returncode == 0 and (said['action'], said['champion'], said['changed']) == ('measure more', '2', False)
+    assert said['questions']['outside'] >= len(strange) and 1 <= len(said['worth_measuring']) <= 5
+    relatives = [row['relatives'] for row in said['worth_measuring']]
+    assert relatives == sorted(relatives, reverse=True) and {row['domain'] for row in said['worth_measuring']} == {'outside'}
+    assert not any(column in row for row in said['worth_measuring'] for column in ('log_solubility', 'measured'))
+    assert esol.watch(tracking_uri=uri).action == 'keep'  # without the requests
+
+
+def test_in_doubt_the_versions_that_disagree_say_what_to_measure(folder, uri):
+    "An e-value between a doubt and an alarm; what was measured already is not named again."
+    champion, later = esol.load_champion(tracking_uri=uri), halves()[1]
+    log = RequestLog(folder / 'requests.csv')
+    log.note(champion.predict(later.smiles.iloc[:200].tolist()))
+    esol.observe(later.iloc[100:118:2], tracking_uri=uri)
+    look = esol.watch(requests=log.path, tracking_uri=uri)
+    assert look.action == 'measure more' and math.log(10) < look.evidence.log_against < math.log(100)
+    best = look.to_measure
+    former = esol.load_version('1', tracking_uri=uri).predict(best.smiles.tolist()).log_solubility
+    assert len(best) == 5 and set(best.domain) == {'inside'} and best.difference.is_monotonic_decreasing
+    assert (best.former - former).abs().max() < 1e-9 and (best.difference - (best.champion - best.former).abs()).abs().max() == 0
+    assert not set(best.smiles) & set(load_observations(connect(uri)).molecules.molecule)
+    assert 'worth measuring: ' + best.smiles[0] in str(look)
+    digests = RequestLog(folder / 'digests.csv', digests_only=True)
+    digests.note(champion.predict(later.smiles.iloc[:200].tolist()))
+    assert not len(esol.watch(requests=digests.path, tracking_uri=uri).to_measure)  # nobody can say which
+
+
+def test_two_processes_note_into_one_file(folder):
+    "No line is lost or torn."
+    asked = halves()[1].smiles.iloc[:30].tolist()
+    command = [PROGRAM, 'predict', *asked, '--output', '/dev/null', '--note-requests', 'requests.csv']
+    processes = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    noted = load_requests(folder / 'requests.csv')
+    assert len(noted) == 60 and noted.smiles.nunique() == 30 and noted.version.unique().tolist() == ['2']
+
+
+def test_a_file_of_somebody_else_is_left_alone(folder, here):
+    "Refused before anything is predicted, and by `watch`, too."
+    before = (folder / 'soluble.csv').read_bytes()
+    for command in (['predict', 'CCO', '--note-requests', 'soluble.csv'], ['watch', '--requests', 'soluble.csv'],
+                    ['serve', '--note-requests', 'soluble.csv']):
+        done = here(*command, cwd=folder)
+        assert done.returncode == 2 and done.stdout == '' and 'soluble.csv is not a file of noted requests' in done.stderr
+    assert (folder / 'soluble.csv').read_bytes() == before
+
+
+@pytest.mark.parametrize('jump_s', [-86_400, 0])
+def test_a_clock_that_jumps_mixes_no_lives(uri, monkeypatch, jump_s):
+    "Promoted again at a moment that is not after the first promotion; and what was observed keeps its order."
+    week, champion = halves()[1].iloc[::9], snapshot(connect(uri)).aliases['champion']
+    esol.observe(week, tracking_uri=uri)
+    before = snapshot(connect(uri)).at(f'version/{champion}/promoted_at')
+    assert esol.watch(tracking_uri=uri).action == 'go back'
+    jumped = (pd.Timestamp(before) + pd.Timedelta(seconds=jump_s)).strftime('%Y-%m-%dT%H:%M:%SZ')
+    monkeypatch.setattr(versions, 'utc_text', lambda: jumped)
+    policy = esol.Policy(gap_threshold=9, r2_tolerance=.99)
+    assert esol.promote(version=champion, policy=policy, allow_dirty=True, force=True, tracking_uri=uri).champion == champion
+    assert snapshot(connect(uri)).at(f'version/{champion}/promoted_at') > before
+    assert esol.watch(tracking_uri=uri).evidence.judged == 0
+    monkeypatch.setattr(observations, 'utc_text', lambda: jumped)
+    assert esol.observe(halves()[1].iloc[1::9], tracking_uri=uri).new
+    assert load_observations(connect(uri)).molecules.sequence.is_monotonic_increasing
+    assert esol.watch(tracking_uri=uri).evidence.judged > 0

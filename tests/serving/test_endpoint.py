@@ -17,6 +17,7 @@ from bioai_esol.registry.journal import snapshot, turn
 from bioai_esol.registry.promotion import promote
 from bioai_esol.registry.versions import distrust, trust_again
 from bioai_esol.serving.predictor import load_champion
+from bioai_esol.serving.requests import load_requests
 from bioai_esol.store.client import connect
 from quick import EASY
 from stores import free_port, process
@@ -96,7 +97,8 @@ def test_the_champion_is_served_over_http(uri, with_champion, template, tmp_path
     env = dict(MLFLOW_REGISTRY_URI=uri_of(tmp_path), MLFLOW_RUN_ID='0' * 32, http_proxy='http://127.0.0.1:9', HTTP_PROXY='http://127.0.0.1:9')
     port = free_port()
     url = f'http://127.0.0.1:{port}'
-    command, log = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri], with_champion / 'serve.log'
+    asked = ['--note-requests', tmp_path / 'requests.csv', '--digests-only']
+    command, log = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri, *asked], with_champion / 'serve.log'
     with process(command, log, lambda: 'Ctrl-C stops it' in log.read_text(), env, with_champion) as p:
         def ask(body):
             request = Request(f'{url}/invocations', json.dumps(body).encode(), {'Content-Type': 'application/json'})
@@ -104,6 +106,8 @@ def test_the_champion_is_served_over_http(uri, with_champion, template, tmp_path
             assert 'NaN' not in answer  # which JSON does not have
             return json.loads(answer)['predictions']
         agrees(ask(dict(dataframe_split=dict(columns=['smiles'], data=[[s] for s in ASKED]))), uri)
+        noted = load_requests(tmp_path / 'requests.csv')
+        assert len(noted) == len(ASKED) - 1 and set(noted.smiles) == {''} and set(noted.version) == {'1'}  # one cannot be read
         with pytest.raises(HTTPError) as e:
             ask(dict(dataframe_split=dict(columns=['molecule'], data=[['CCO']])))
         assert e.value.code == 400
