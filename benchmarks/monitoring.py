@@ -40,7 +40,8 @@ from scipy.stats import binomtest, norm
 from tqdm.auto import tqdm
 
 from bioai_esol.benchmark.boards import DEFAULT_GCN
-from bioai_esol.monitoring.observations import load_observations, Observations, observe, SERIES_SIMILARITY
+from bioai_esol.chem.split import SERIES_SIMILARITY
+from bioai_esol.monitoring.observations import load_observations, Observations, observe
 from bioai_esol.monitoring.watch import evidence_about, judge, Watch, watch
 from bioai_esol.registry.policy import e_value, Policy
 from bioai_esol.registry.promotion import promote
