@@ -68,8 +68,7 @@ def plot_promise(
     "The coverage of the intervals so far, with its confidence sequence, against what was promised."
     _require_evidence(look)
     judged = look.life[look.life.counts]
-    missed = (judged.measured < judged.low) | (judged.measured > judged.high)
-    band = coverage_sequence(missed.to_numpy().astype(float))
+    band = coverage_sequence(judged.missed.to_numpy().astype(float))
     fig = new_figure(3.3, 'Do nine of ten measured values lie in their intervals?')
     ax = fig.add_subplot()
     after = np.arange(1, len(judged) + 1)

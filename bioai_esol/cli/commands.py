@@ -317,15 +317,15 @@ def _history(args) -> int:
     if args.json: print(_json(table.to_dict('records')))
     elif not len(table): print("no decision is on record yet: 'bioai-esol promote' makes the first")
     else:
-        moves = max(table.moves.map(len).max(), 1)
-        for r in table.itertuples(): print(_entry_line(r, moves))
+        widths = table.action.map(len).max(), max(table.moves.map(len).max(), 1)
+        for r in table.itertuples(): print(_entry_line(r, *widths))
     return 0
 
-def _entry_line(r, moves: int) -> str:
+def _entry_line(r, action: int, moves: int) -> str:
     "One decision: when, what, which version, who, with which code; the reason on lines of its own."
     version = f"version {r.version}" if isinstance(r.version, str) else '–'  # pandas may make NaN of None
     when = f"{r.time:%Y-%m-%d %H:%M:%S}"
-    what = [when, f"{r.action:9}", f"{version:10}", f"{r.outcome:7}", f"{r.moves or '–':{moves}}"]
+    what = [when, f"{r.action:{action}}", f"{version:10}", f"{r.outcome:7}", f"{r.moves or '–':{moves}}"]
     return '  '.join([*what, r.who, f"code {r.code_version[:10]}"]) + _under(r.reason, 21)
 
 # %% ../../nbs/cli/02_commands.ipynb #1e188f60

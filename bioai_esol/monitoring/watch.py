@@ -21,7 +21,8 @@ from .questions import questions_about, usual_answers, worth_measuring
 from bioai_esol.registry.policy import (
     decide_watch, Evidence, GO_BACK, MEASURE_MORE, NOT_TRUSTED, Policy, Questions, rules_html, verdict_html,
     WatchDecision)
-from ..registry.versions import distrust, distrusted, former_champion, require_reason, roll_back, trust_again
+from ..registry.versions import (
+    distrust, distrusted, FOUND_BY_WATCHING, former_champion, require_reason, roll_back, trust_again)
 from ..serving.predictor import load_registered, Predictor
 from ..serving.requests import load_requests
 from ..stats.conformal import INTERVAL_LEVEL
@@ -35,14 +36,15 @@ def life_of(
     version: str,                # whose life
     life: str,                   # when it was promoted
     since: int = 0,              # observations up to this number are settled
-) -> pd.DataFrame:               # one row per molecule in order, with the version's answer and `counts`
+) -> pd.DataFrame:               # one row per molecule in order, with the version's answer, `counts` and `missed`
     "The molecules that were observed while a version was champion."
     molecules = observations.molecules
     mine = molecules[(molecules.champion == version) & (molecules.life == life) & (molecules.sequence > since)]
     answers = observations.answers
     told = mine.merge(answers[answers.version == version], on='molecule', how='left')
     promised = told.low.notna() & told.high.notna()
-    return told.assign(counts=promised & (told.domain == 'inside') & (told.known == False))  # noqa: E712
+    missed = (told.measured < told.low) | (told.measured > told.high)
+    return told.assign(missed=missed, counts=promised & (told.domain == 'inside') & (told.known == False))  # noqa: E712
 
 # %% ../../nbs/monitoring/03_watch.ipynb #bc2b4996
 MAX_DIFFERENCE = 1.5  # of two |errors| on one molecule, in validation RMSE of the champion; more counts as this much
@@ -56,15 +58,14 @@ def judge(
     life: pd.DataFrame,          # of `life_of`
     observations: Observations,  # all of a store
     former: str | None,          # the champion before it
-) -> pd.DataFrame:               # the rows that count, with `missed` and `difference`
-    "Which measured values are outside their intervals, and how much larger the error is than the former champion's."
+) -> pd.DataFrame:               # the rows that count, with `difference`
+    "How much larger the error on each molecule that counts is than the former champion's."
     judged = life[life.counts].reset_index(drop=True)
-    missed = (judged.measured < judged.low) | (judged.measured > judged.high)
     answers = observations.answers
     theirs = answers[(answers.version == former) & (answers.known == False)]  # noqa: E712
     predicted = judged.molecule.map(theirs.set_index('molecule').predicted).astype(float)  # of none too
     difference = (judged.predicted - judged.measured).abs() - (predicted - judged.measured).abs()
-    return judged.assign(missed=missed, difference=difference)
+    return judged.assign(difference=difference)
 
 # %% ../../nbs/monitoring/03_watch.ipynb #782a4ad7
 def looks(
@@ -211,7 +212,7 @@ def _carry_out(t: Turn, seen: _Seen, policy: Policy) -> bool:
     "Do what was decided; says whether anything was changed."
     champion, decision = seen.evidence.champion, seen.decision
     record = dict(watch=decision.to_dict(), evidence=asdict(seen.evidence), policy=policy.model_dump())
-    reason = f"found by watching: {decision.reason}"
+    reason = f"{FOUND_BY_WATCHING}{decision.reason}"
     if decision.action == GO_BACK: return roll_back(t, reason, record).approved
     if decision.action != NOT_TRUSTED or distrusted(t.registry, champion): return False
     return distrust(t, champion, decision.reason, record).outcome == 'done'
