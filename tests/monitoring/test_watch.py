@@ -268,7 +268,7 @@ def test_in_doubt_the_versions_that_disagree_say_what_to_measure(folder, uri):
     assert len(best) == 5 and set(best.domain) == {'inside'} and best.difference.is_monotonic_decreasing
     assert (best.former - former).abs().max() < 1e-9 and (best.difference - (best.champion - best.former).abs()).abs().max() == 0
     assert not set(best.smiles) & set(load_observations(connect(uri)).molecules.molecule)
-    assert 'worth measuring: ' + best.smiles[0] in str(look)
+    assert 'worth measuring:\n  ' + best.smiles[0] in str(look)
     digests = RequestLog(folder / 'digests.csv', digests_only=True)
     digests.note(champion.predict(later.smiles.iloc[:200].tolist()))
     assert not len(esol.watch(requests=digests.path, tracking_uri=uri).to_measure)  # nobody can say which
