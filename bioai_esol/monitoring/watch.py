@@ -177,7 +177,8 @@ def _look_lines(look: Watch) -> list[str]:
     apart = ', '.join(f'{n} {why}' for why, n in look.apart.items() if n)
     state = '' if look.trusted else ', not trusted'
     return [*([f"judged apart: {apart}"] if apart else []),
-            *(['worth measuring:'] if len(look.to_measure) else []), *(f'  {s}' for s in look.to_measure.get('smiles', ())),
+            *(['worth measuring:'] if len(look.to_measure) else []),
+            *(f'  {smiles}' for smiles in look.to_measure.get('smiles', ())),
             f"champion: version {look.champion}{state}", *([] if look.changed else ['nothing was changed'])]
 
 # %% ../../nbs/monitoring/03_watch.ipynb #822b769d
