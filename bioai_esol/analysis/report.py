@@ -31,7 +31,7 @@ from .timeline import plot_timeline, reigns
 from .watching import plot_evidence, plot_promise, worst_observed
 from ..chem.columns import measured_property, Property
 from ..errors import BioaiError, StoreError
-from ..monitoring.watch import Watch, watch
+from ..monitoring.watch import observed_errors, Watch, watch
 from ..registry.journal import history, snapshot
 from bioai_esol.registry.policy import (
     as_retrained, Choice, choose_candidate, decide_promotion, Decision, GO_BACK, KEEP, MEASURE_MORE, NOT_TRUSTED,
@@ -156,7 +156,7 @@ def _watched(look: Watch | str) -> str:
         return ("No measured molecule says yet whether it is still right: 'bioai-esol observe FILE' keeps some, and "
                 "'bioai-esol watch' judges them.")
     if not look.evidence.judged:
-        return f"None of {counted(len(look.life), 'observed molecule')} counts yet, judged apart: {_apart(look)}."
+        return f"None of {counted(len(look.life), 'observed molecule')} counts yet; not counted: {_apart(look)}."
     words = '; '.join(rule.reason for rule in look.decision.rules if rule.name in ('observations', 'promise'))
     pending = " 'bioai-esol watch' carries that out." if not look.decision.approved and look.trusted else ''
     return f'{_FOUND[look.action]}: {words}.{pending}'
@@ -285,7 +285,7 @@ def _worst_part(look: Watch) -> list[dict]:
     shown = worst.assign(molecule=worst.name.where(worst.name != '', worst.smiles), domain=worst.domain + outside,
                          counts=worst.counts.map({True: 'yes', False: 'no'}))
     columns = ['molecule', 'measured', 'predicted', 'low', 'high', 'error', 'domain', 'counts']
-    return [dict(text='The observed molecules of the largest error; those that do not count are judged apart:'),
+    return [dict(text='The observed molecules of the largest error; some do not count:'),
             _table(shown[columns], decimals=2)]
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0aa05
@@ -294,9 +294,10 @@ def _evidence_part(look: Watch) -> list[dict]:
     parts = [dict(text=f"By what was observed, 'bioai-esol watch' decides now: {look.action}."),
              _rules_table(look.decision.rules, '')]
     apart = _apart(look)
-    if apart: parts.append(dict(text=f'Judged apart, where the model knew the answer or promised nothing: {apart}.'))
+    if apart: parts.append(dict(text=f'Not counted, because the model knew the answer or promised nothing: {apart}.'))
     if look.evidence.judged:
-        parts += [_picture(plot_evidence(look), 'evidence after each series of measured molecules'),
+        parts += [_table(observed_errors(look.life).reset_index(names='')),
+                  _picture(plot_evidence(look), 'evidence after each series of measured molecules'),
                   _picture(plot_promise(look), 'share of measured values inside their intervals')]
     return parts + _worst_part(look)
 
@@ -328,6 +329,11 @@ def _words_part(runs: pd.DataFrame, policy: Policy) -> list[dict]:
         'generalisation_gap: validation RMSE minus training RMSE at the last epoch; the larger, the more a model has '
         f'learned its training molecules by heart. It must be below {policy.gap_threshold:g}.',
         f'R² gate: the validation R² at the last epoch must be within {policy.r2_tolerance:.0%} of the best of all.',
+        'Applicability domain: molecules that are similar enough to the training molecules; for others no interval is '
+        'promised.',
+        'e-value: the capital of somebody who bets against the champion and started with 1. As long as the champion '
+        'keeps its promise, it ever reaches 100 with a probability of at most 1 %.',
+        'Relatives: molecules of one table that are alike are right or wrong together, and count as one observation.',
         '95 % (low … high): the interval in which the value lies if molecules, or runs, had been drawn anew.'])]
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000d

@@ -128,8 +128,9 @@ def _tell_sweep(result) -> int:
     for _, run in result.failed.iterrows(): print(f"  {run.run_name}: {run.error}")
     if len(result.failed) == len(result.runs): return 1
     leaks = result.runs['split_leakage'].dropna() if 'split_leakage' in result.runs else []
-    if len(leaks): print(f"note: {leaks.iloc[0]} molecules are in more than one part of the split, so figures of the "
-                         "validation and test set are better than on new molecules")
+    for n in leaks[:1]:
+        print(f"note: {_plural(int(n), 'molecule')} {'is' if n == 1 else 'are'} in more than one part of the split, so "
+              "figures of the validation and test set are better than on new molecules")
     print(leaderboard(result.runs).head(10).to_string(index=False))
     if len(result.runs) > 10: print(f"… and {len(result.runs) - 10} more")
     return 0
@@ -191,8 +192,7 @@ def _tell_promotion(outcome, args):
     if outcome.decisions: print(as_options(str(outcome.decisions[-1]), args))  # holds the rules of the steps before
     if outcome.already: print(outcome.reason)
     if outcome.dry_run: print('dry run: nothing was changed')
-    elif outcome.version and outcome.version != outcome.champion:
-        print(f"version {outcome.version} is registered as candidate")
+    elif outcome.is_candidate: print(f"version {outcome.version} is registered as candidate")
     print(_champion_line(outcome))
 
 def _tell_choice(choice):
@@ -274,8 +274,8 @@ def _one_look(args, policy, before: str) -> tuple[int, str]:
     "Observe what lies in the folder, look, and tell what differs from the look before; status and text."
     from bioai_esol.monitoring.watch import observe_folder, watch
     if args.folder:
-        for found in observe_folder(args.folder, args.tracking_uri, **_said(args)):
-            print(as_options(str(found), args), file=sys.stderr if args.json else sys.stdout, flush=True)
+        for found in observe_folder(args.folder, args.tracking_uri, lambda text: as_options(text, args), **_said(args)):
+            print(found, file=sys.stderr if args.json else sys.stdout, flush=True)
     look = watch(policy, requests=args.requests, dry_run=args.dry_run, tracking_uri=args.tracking_uri)
     text = _json(_watch_record(look)) if args.json else as_options(str(look), args)
     if text != before: print(text, flush=True)

@@ -61,7 +61,9 @@ FOLLOW_POWER = .9   # of the fixed test that the sequence is compared with
 def _following_text(f: Following) -> list[str]:
     n = len(f.course)
     a, b = f.versions
-    if n < BURN_IN: return [f"{n} molecules were answered by versions {a} and {b}; an interval begins with {BURN_IN}"]
+    if n < BURN_IN:
+        return [f"{n} observed molecules were answered by versions {a} and {b}; an interval begins with {BURN_IN}",
+                'the champion, the one before it, challenger and shadow answer what is observed']
     last = f.course.iloc[-1]
     head = (f"RMSE({a}) − RMSE({b}) after {n} molecules: {last.difference:+.3f} "
             f"(95 % at every look: {last.low:+.3f} … {last.high:+.3f})")
@@ -69,9 +71,10 @@ def _following_text(f: Following) -> list[str]:
     stop = f"version {f.better} is better; measuring could stop after {f.decided_at} molecules"
     saved = f.fixed - f.decided_at
     outcome = f"{abs(saved)} {'saved' if saved >= 0 else 'more'}"
-    against = f"a test of fixed size for this difference takes {f.fixed}: {outcome}"
+    against = f"a test planned in advance for this difference would have taken {f.fixed} molecules: {outcome}"
     return [head, stop, against]
 
+# %% ../../nbs/monitoring/04_follow.ipynb #32e86dd3
 def follow_errors(
     errors: pd.DataFrame,       # of `paired_errors`
     versions: tuple[str, str],  # numbers
@@ -113,7 +116,8 @@ def follow(version_a: str, version_b: str, *, tracking_uri: str | None = None) -
     --------
     >>> import bioai_esol as esol
     >>> esol.follow('1', 'champion')
-    0 molecules were answered by versions 1 and 2; an interval begins with 50
+    0 observed molecules were answered by versions 1 and 2; an interval begins with 50
+    the champion, the one before it, challenger and shadow answer what is observed
 
     See Also
     --------

@@ -246,7 +246,7 @@ class Observed:
         apart = [*([f"{self.known} that version {self.champion} was trained on"] if self.known else []),
                  *([f"{self.outside} outside its domain"] if self.outside else [])]
         return [f"{self.source}: {', '.join(counts)}; champion: version {self.champion}",
-                *([f"judged apart: {', '.join(apart)}"] if apart else []), *(f"corrected: {c}" for c in self.corrected),
+                *([f"not counted: {', '.join(apart)}"] if apart else []), *(f"corrected: {c}" for c in self.corrected),
                 *([f"rows left out: {len(self.refused)}"] if self.refused else [])]
 
     def __repr__(self) -> str: return '\n'.join(self.lines())

@@ -602,6 +602,7 @@ class Evidence:
     worse_by: float = math.nan        # mean |error| of the champion less that of the former one
     log_for_former: float = 0.        # ln of the e-value for the former champion being better
     series: int | None = None         # of relatives, each of which is one observation; None: every molecule is
+    mean_error: float = math.nan      # mean |error| of the champion on the compared molecules
 
 @dataclass(frozen=True)
 class Questions:
@@ -633,10 +634,10 @@ def _enough_observed(e: Evidence, policy: Policy) -> Rule:
 def _promise_kept(e: Evidence, policy: Policy) -> Rule:
     alarm = -math.log(policy.false_alarm)
     kept = e.log_against < alarm
-    share = f"{e.missed} of {e.judged} measured values lie outside their 90 % interval"
-    if not e.judged: share = 'no molecule is judged'
-    text = (f"{share}, {e.promised:.1%} may; e-value {e_value(e.log_against)} "
-            f"{'is below' if kept else 'reaches'} {e_value(alarm)}")
+    share = (f"{e.missed} of {e.judged} measured values lie outside their 90 % interval; with so many validation "
+             f"molecules up to {e.promised:.1%} may")
+    if not e.judged: share = 'no molecule counts yet'
+    text = f"{share}; e-value {e_value(e.log_against)} {'is below' if kept else 'reaches'} {e_value(alarm)}"
     return Rule('promise', kept, text, e.log_against, alarm)
 
 # %% ../../nbs/registry/01_policy.ipynb #1a30ebfb
@@ -657,11 +658,12 @@ def _usual_questions(q: Questions, policy: Policy) -> Rule:
 # %% ../../nbs/registry/01_policy.ipynb #3f336169
 def _former_not_better(e: Evidence, policy: Policy) -> Rule:
     if e.former is None: return Rule('former', True, 'there is no former champion to go back to')
-    if not e.compared: return Rule('former', True, f"no molecule compares version {e.former}")
+    if not e.compared: return Rule('former', True, f"version {e.former} answered none of them")
     alarm = -math.log(policy.false_alarm)
     fine = e.log_for_former < alarm
     margin = f" by more than {policy.worse_margin:g}" if policy.worse_margin else ''
-    how = f"{abs(e.worse_by):.3f} {'larger' if e.worse_by > 0 else 'smaller'} than that of version {e.former}"
+    how = f"{e.mean_error:.3f}, and {e.mean_error - e.worse_by:.3f} that of version {e.former}"
+    if math.isnan(e.mean_error): how = f"{e.worse_by:+.3f} against that of version {e.former}"
     text = (f"on {e.compared} molecules its mean |error| is {how}; e-value for that one being better{margin} "
             f"{e_value(e.log_for_former)} {'is below' if fine else 'reaches'} {e_value(alarm)}")
     return Rule('former', fine, text, e.log_for_former, alarm)

@@ -254,6 +254,12 @@ def _what_next(done: 'Promotion') -> str:
 class _ShownPromotion:
     "How a promotion shows itself: the verdict and its reason, the rules, the champion, what to do next."
     @property
+    def is_candidate(self) -> bool:
+        "Is the version candidate now? It is not when already its registration was refused."
+        judged = bool(self.decisions) and self.decisions[-1].subject.startswith('promotion of ')
+        return judged and not self.dry_run and self.version not in (None, self.champion)
+
+    @property
     def _verdict(self) -> str:
         if self.already: return 'champion already'
         if self.dry_run: return 'would be approved' if self.approved else 'would be refused'

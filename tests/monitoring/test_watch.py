@@ -98,6 +98,8 @@ def test_it_goes_back_when_that_helps(folder, uri, here):
     registry = snapshot(connect(uri))
     assert registry.aliases['champion'] == '1' and registry.status('2') == 'failed_in_monitoring'
     [back] = [entry for entry in registry.entries if entry.action == 'rollback']
+    again = here('promote', '--version', '2', *LENIENT, cwd=folder)
+    assert again.returncode == 1 and 'failed in monitoring' in again.stdout and 'registered as candidate' not in again.stdout
     assert back.outcome == 'done' and back.reason.startswith('found by watching: ') and 'e-value' in back.reason
     assert here('status', '--check', cwd=folder).returncode == 0
     page = reported(here, folder)
@@ -145,8 +147,8 @@ def test_the_report_says_what_was_observed(folder, uri, here):
     esol.observe(halves()[1].iloc[::9], tracking_uri=uri)
     page = reported(here, folder)
     section = page.split('>Watching</h2>')[1].split('<h2')[0]
-    assert 'decides now: go back.' in section and 'Judged apart, where' in section and '8 outside its domain' in section
-    assert section.count('<img ') == 2 and section.count('<tr>') == 1 + 3 + 1 + 6 and section.index('promise') < section.index('observations')
+    assert 'decides now: go back.' in section and 'Not counted, because' in section and '8 outside its domain' in section
+    assert section.count('<img ') == 2 and section.count('<tr>') == 1 + 3 + 1 + 2 + 1 + 6 and section.index('promise') < section.index('observations')
     assert 'the champion before it better: 53 new molecules' in page and 'carries that out' in page
     [table] = (folder / 'mlartifacts').rglob('observations/molecules.csv')
     table.write_text(table.read_text().replace('-3', '-2'))
@@ -165,7 +167,7 @@ def test_only_molecules_apart_are_no_evidence(folder, uri, here):
 def test_a_challenger_is_followed(folder, uri, here):
     "On all that was observed; the former champion answered every molecule, and is the better one here."
     halves()[1].iloc[::4].to_csv(folder / 'week.csv', index=False)
-    assert here('compare', '1', '2', '--follow', cwd=folder).stdout.startswith('0 molecules were answered')
+    assert here('compare', '1', '2', '--follow', cwd=folder).stdout.startswith('0 observed molecules were answered')
     assert here('observe', 'week.csv', cwd=folder).returncode == 0
     found = esol.follow('1', 'champion', tracking_uri=uri)
     assert found.better == '1' and 50 <= found.decided_at < found.fixed + 200 and len(found.course) == len(halves()[1].iloc[::4])
