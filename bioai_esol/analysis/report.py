@@ -156,12 +156,10 @@ def _watched(look: Watch | str) -> str:
         return ("No measured molecule says yet whether it is still right: 'bioai-esol observe FILE' keeps some, and "
                 "'bioai-esol watch' judges them.")
     if not look.evidence.judged:
-        return f"None of {counted(len(look.life), 'observed molecule')} counts yet; not counted: {_apart(look)}."
+        return f"None of {counted(len(look.life), 'observed molecule')} counts yet; not counted: {look.apart_in_words}."
     words = '; '.join(rule.reason for rule in look.decision.rules if rule.name in ('observations', 'promise'))
     pending = " 'bioai-esol watch' carries that out." if not look.decision.approved and look.trusted else ''
     return f'{_FOUND[look.action]}: {words}.{pending}'
-
-def _apart(look: Watch) -> str: return ', '.join(f'{n} {why}' for why, n in look.apart.items() if n)
 
 def _warning(champion: Champion) -> str:
     "What is said of a champion that is not trusted; empty when it is."
@@ -293,7 +291,7 @@ def _evidence_part(look: Watch) -> list[dict]:
     "What was decided, the figures that show why, and the molecules."
     parts = [dict(text=f"By what was observed, 'bioai-esol watch' decides now: {look.action}."),
              _rules_table(look.decision.rules, '')]
-    apart = _apart(look)
+    apart = look.apart_in_words
     if apart: parts.append(dict(text=f'Not counted, because the model knew the answer or promised nothing: {apart}.'))
     if look.evidence.judged:
         parts += [_table(observed_errors(look.life).reset_index(names='')),

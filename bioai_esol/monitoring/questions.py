@@ -16,7 +16,7 @@ import pandas as pd
 from ..chem.split import series
 from ..registry.policy import Policy, Questions
 from ..serving.predictor import Predictor
-from ..stats.conformal import INTERVAL_LEVEL
+from ..stats.conformal import half_width, INTERVAL_LEVEL
 from ..stats.eprocess import expected_share, log_evidence_of_excess, promised_miss_rate, series_means
 
 # %% ../../nbs/monitoring/02_questions.ipynb #581f8ef8
@@ -33,9 +33,9 @@ def usual_answers(
     "The yardstick for later questions."
     answered = predictions[(predictions.error == '') & (predictions.domain != '')]
     widths = np.sort((answered.high - answered.low).dropna())
-    k = math.ceil((len(widths) + 1) * INTERVAL_LEVEL)
-    if k > len(widths): return None
-    return Usual(len(answered), int((answered.domain == 'outside').sum()), float(widths[k - 1]))
+    width = float(half_width(widths, 1.))  # the same quantile of other numbers
+    if not math.isfinite(width): return None
+    return Usual(len(answered), int((answered.domain == 'outside').sum()), width)
 
 # %% ../../nbs/monitoring/02_questions.ipynb #feeb84a3
 _ROUNDING = 1e-6  # share by which equal widths may differ
@@ -75,16 +75,21 @@ def worth_measuring(
     wanted = (requests.domain == ('inside' if inside else 'outside')) & (requests.smiles != '')
     mine = requests[wanted & (requests.version == champion.version)].drop_duplicates('digest')
     mine = mine[~mine.smiles.isin(set(observed))].reset_index(drop=True)
-    table = mine[['smiles', 'domain', 'similarity', 'low', 'high']]
-    column = champion.property.column
-    table = table.assign(series=series(table.smiles.tolist()), champion=_values(champion, table.smiles, column))
-    if former is not None:
-        table = table.assign(former=_values(former, table.smiles, column))
-        table = table.assign(difference=(table.champion - table.former).abs())
-    table = table.assign(relatives=table.groupby('series').smiles.transform('size'), width=table.high - table.low)
-    by = ('difference' if former is not None else 'width') if inside else 'relatives'
-    best = table.sort_values(by, ascending=False, kind='stable').drop_duplicates('series').head(n)
-    return best.drop(columns=['series', 'width']).reset_index(drop=True)
+    table = mine[['smiles', 'domain', 'similarity', 'low', 'high']].assign(series=series(mine.smiles.tolist()))
+    table['relatives'] = table.groupby('series').smiles.transform('size')
+    by_difference = inside and former is not None  # which takes both answers to every molecule
+    if by_difference: table = _answered(table, champion, former)
+    scores = table.difference if by_difference else table.high - table.low if inside else table.relatives
+    order = scores.sort_values(ascending=False, kind='stable').index
+    best = table.loc[order].drop_duplicates('series').head(n).drop(columns='series').reset_index(drop=True)
+    return best if by_difference else _answered(best, champion, former)
 
-def _values(predictor: Predictor, smiles: pd.Series, column: str) -> np.ndarray:
-    return predictor.predict(smiles.tolist())[column].to_numpy(float)
+# %% ../../nbs/monitoring/02_questions.ipynb #d1b8b5e5
+def _answered(table: pd.DataFrame, champion: Predictor, former: Predictor | None) -> pd.DataFrame:
+    "Add what the champion says, and by how much its predecessor says something else."
+    column = champion.property.column
+    def values(predictor): return predictor.predict(table.smiles.tolist())[column].to_numpy(float)
+    table = table.assign(champion=values(champion))
+    if former is None: return table
+    table = table.assign(former=values(former))
+    return table.assign(difference=(table.champion - table.former).abs())

@@ -27,6 +27,7 @@ from ..serving.predictor import load_registered, Predictor
 from ..serving.requests import load_requests
 from ..stats.conformal import INTERVAL_LEVEL
 from ..stats.eprocess import log_evidence_of_excess, log_evidence_of_harm, promised_miss_rate, series_means
+from ..stats.metrics import mae, rmse
 from ..store.client import connect, Store
 from ..store.runs import load_predictions
 
@@ -123,10 +124,10 @@ def observed_errors(
     kinds = {'inside the domain': life.counts, 'outside the domain': outside}
     rows = {}
     for kind, belongs in kinds.items():
-        error = (life.predicted - life.measured)[belongs].dropna().astype(float)
-        if not len(error): continue
-        rows[kind] = dict(molecules=len(error), rmse=float((error ** 2).mean() ** .5), mae=float(error.abs().mean()),
-                          mean_error=float(error.mean()))
+        part = life[belongs].dropna(subset=['predicted'])
+        if not len(part): continue
+        y, p = part.measured, part.predicted
+        rows[kind] = dict(molecules=len(part), rmse=rmse(y, p), mae=mae(y, p), mean_error=float((p - y).mean()))
     return pd.DataFrame.from_dict(rows, orient='index', columns=['molecules', 'rmse', 'mae', 'mean_error'])
 
 # %% ../../nbs/monitoring/03_watch.ipynb #839f246a
@@ -147,6 +148,8 @@ class Watch:
     def action(self) -> str: return self.decision.action
     @property
     def apart(self) -> dict[str, int]: return _apart(self.life)
+    @property
+    def apart_in_words(self) -> str: return ', '.join(f'{n} {why}' for why, n in self.apart.items() if n)
 
     def lines(self) -> list[str]:
         "What a person reads below the decision."
@@ -190,7 +193,7 @@ def _apart(life: pd.DataFrame) -> dict[str, int]:
             'without an interval': int((~life.counts & ~known & ~outside).sum())}
 
 def _look_lines(look: Watch) -> list[str]:
-    apart = ', '.join(f'{n} {why}' for why, n in look.apart.items() if n)
+    apart = look.apart_in_words
     errors = [f"{r.molecules} {r.Index}: RMSE {r.rmse:.3f}, MAE {r.mae:.3f}, mean error {r.mean_error:+.3f}"
               for r in observed_errors(look.life).itertuples()]
     state = '' if look.trusted else ', not trusted'
