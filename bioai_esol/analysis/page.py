@@ -55,8 +55,10 @@ _PAGE = Environment(autoescape=True).from_string('''<!doctype html>
 </tr></thead><tbody>{% for r in p.rows %}<tr>
 {% for v in r %}<td class="{{ p.kind[loop.index0] }}">{{ v }}</td>{% endfor %}
 </tr>{% endfor %}</tbody></table>
+{% elif p.charts %}{{ p.charts | safe }}
 {% elif p.points %}<ul>{% for t in p.points %}<li>{{ t }}</li>{% endfor %}</ul>{% else %}<p>{{ p.text }}</p>{% endif %}
-{% endfor %}{% endfor %}<p class="facts">{{ facts }}<br>{{ made }}</p></body></html>
+{% endfor %}{% endfor %}<p class="facts">{{ facts }}<br>{{ made }}</p>
+{% if program %}<script>{{ program | safe }}</script>{% endif %}</body></html>
 ''')
 
 # %% ../../nbs/analysis/07_page.ipynb #d3fea039
@@ -100,6 +102,8 @@ def render_page(
     sections: Sequence[dict],  # title and parts: figures, tables, points or texts
     facts: str,                # what a reader needs who wants to make the page again
     made: str,                 # when and with what it was written
+    program: str = '',         # JavaScript that draws the parts with `charts`, HTML that is taken as it is
 ) -> str:                      # HTML
     "A whole page; everything that comes in is escaped."
-    return _PAGE.render(title=title, style=PAGE_STYLE, card=card, sections=sections, facts=facts, made=made)
+    return _PAGE.render(title=title, style=PAGE_STYLE, card=card, sections=sections, facts=facts, made=made,
+                        program=program)

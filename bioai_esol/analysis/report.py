@@ -26,6 +26,7 @@ from bioai_esol.analysis.error_analysis import (
     plot_scaffold_errors)
 from .figures import (
     plot_choice, plot_curves, plot_effects, plot_gap_history, plot_importance, plot_interactions, plot_parallel)
+from .interactive import charts_program, explore
 from .page import picture as _picture, points as _points, render_page, table_part as _table
 from .timeline import plot_timeline, reigns
 from .watching import plot_evidence, plot_promise, worst_observed
@@ -343,6 +344,9 @@ def _curves_part(store: Store, compared: pd.DataFrame, policy: Policy) -> list[d
             _picture(plot_gap_history(compared, histories, policy.gap_threshold), 'gap by epoch')]
 
 # %% ../../nbs/analysis/06_report.ipynb #c8389579
+def _charts_part(store: Store, runs: pd.DataFrame, policy: Policy) -> dict:
+    return dict(charts=explore(runs, policy, tracking_uri=store.uri).fragment())
+
 def _sections(store: Store, runs: pd.DataFrame, found: Verdict, champion: Champion | None,
               entries: pd.DataFrame) -> Iterator[dict]:
     choice = choose_candidate(runs, found.policy)
@@ -350,6 +354,7 @@ def _sections(store: Store, runs: pd.DataFrame, found: Verdict, champion: Champi
     compared = runs[runs.run_id.isin(run_roles(choice.runs, chosen).values())]
     curves = _curves_part(store, trained_in_epochs(compared), found.policy)
     yield dict(title='Which run', parts=_choice_part(choice, found.policy))
+    yield dict(title='Explore', parts=[_charts_part(store, runs, found.policy)])
     yield dict(title='The best runs', parts=[_table(leaderboard(runs, 15))])
     yield dict(title='Learning curves', parts=curves)
     yield dict(title='Hyperparameters', parts=_axes_part(runs, chosen))
@@ -376,7 +381,8 @@ def _render(store: Store, runs: pd.DataFrame) -> str:
     made = (f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by bioai-esol {bioai_esol.__version__}, "
             f"'bioai-esol report --run-tag {run_tag}'.")
     sections = list(_sections(store, runs, found, champion, entries))
-    return render_page(f'Sweep {run_tag}', _card(found, champion, run_tag), sections, _facts(runs), made)
+    return render_page(f'Sweep {run_tag}', _card(found, champion, run_tag), sections, _facts(runs), made,
+                       charts_program())
 
 # %% ../../nbs/analysis/06_report.ipynb #06e0000f
 def write_report(run_tag: str | None = None, path: str | Path | None = None, *,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEMBERS_SUFFIX', 'SUMMARY', 'typed_params', 'search', 'runs_table', 'whole_tag', 'run_row', 'fetch_artifacts',
            'sweep_parents', 'newest_run_tag', 'sweeps', 'metric_names', 'typed_runs', 'load_runs', 'planned',
-           'underway', 'load_histories', 'load_predictions']
+           'underway', 'load_histories', 'run_pages', 'load_predictions']
 
 # %% ../../nbs/store/05_runs.ipynb #e1eb87b4
 import contextlib, difflib, gc, itertools, json, re, sqlite3, sys, tempfile
@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pandas as pd
 
 from ..errors import BioaiError, StoreError
-from .client import connect, one_line, sqlite_path, Store
+from .client import connect, one_line, sqlite_path, Store, store_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -415,6 +415,24 @@ def load_histories(runs: pd.DataFrame, metrics: str | Sequence[str] | None = Non
         path = sqlite_path(store.uri)
         histories = _from_file(path, run_ids, names) if path else _from_server(store, run_ids, names)
     return _ordered(histories, run_ids, names)
+
+# %% ../../nbs/store/05_runs.ipynb #32dc5895
+def _ui(store: Store) -> str:
+    "Where a server shows its experiment, without user and password; empty when the store is no server."
+    parts = urlsplit(store.uri)
+    if parts.scheme not in ('http', 'https'): return ''
+    place = parts.netloc.rpartition('@')[2]
+    return f"{parts.scheme}://{place}{parts.path.rstrip('/')}/#/experiments/{store.experiment_id}"
+
+def run_pages(
+    runs: pd.DataFrame,               # rows of `load_runs`; only their `run_id` is used
+    *,
+    tracking_uri: str | None = None,  # see `client.store_uri`
+) -> dict[str, str]:                  # run_id: the address of MLflow's page; empty when the store is a file
+    "Where MLflow shows each run."
+    if sqlite_path(store_uri(tracking_uri)): return {}
+    shown = _ui(connect(tracking_uri))
+    return {run_id: f'{shown}/runs/{run_id}' for run_id in runs.run_id} if shown else {}
 
 # %% ../../nbs/store/05_runs.ipynb #5d221031
 _TEXT = ('name', 'smiles')  # columns of the predictions; all others hold numbers
