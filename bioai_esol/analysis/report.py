@@ -30,6 +30,8 @@ from .interactive import charts_program, explore
 from .page import picture as _picture, points as _points, render_page, table_part as _table
 from .timeline import plot_timeline, reigns
 from .watching import plot_evidence, plot_promise, worst_observed
+
+# %% ../../nbs/analysis/06_report.ipynb #06e0b001
 from ..chem.columns import measured_property, Property
 from ..errors import BioaiError, StoreError
 from ..monitoring.watch import observed_errors, Watch, watch
