@@ -156,7 +156,7 @@ def _ped_anova(study: 'optuna.Study', y: np.ndarray, counts: np.ndarray) -> dict
     share = max(TOP_SHARE, min(MIN_TOP_RUNS / counts.sum(), .5))
     return PedAnovaImportanceEvaluator(target_quantile=share).evaluate(study, target=value)
 
-# %% ../../nbs/analysis/12_importance.ipynb #9e827d75
+# %% ../../nbs/analysis/12_importance.ipynb #7b20e4df
 def _dealt_anew(design: _Design, generator: np.random.Generator) -> np.ndarray:  # (runs,)
     "The metric with every configuration given the values of another, in any order: no axis can do anything."
     members = design.members
@@ -170,7 +170,7 @@ def _ped_gains(design: _Design, resamples: list[np.ndarray], generator: np.rando
     counts = [np.bincount(rows, minlength=len(design.y)) for rows in resamples]
     study = _study(design, max(c.max() for c in counts))
     values = [_ped_anova(study, design.y, c) for c in counts]
-    chance = [_ped_anova(study, _dealt_anew(design, generator), c) for c in counts[::4]]  # enough for a mean
+    chance = [_ped_anova(study, _dealt_anew(design, generator), c) for c in counts]
     table, by_chance = (pd.DataFrame(rows)[design.axes].to_numpy() for rows in (values, chance))
     return table - by_chance.mean(axis=0)
 
@@ -200,7 +200,7 @@ def _draw(design: _Design, draws: int, seed: int) -> _Draws:
     above = _ped_gains(design, [teachers for teachers, _ in resamples], generator)
     return _Draws(dict(zip(MEASURES, (np.array(worse), above))), 1 - np.sum(squared) / np.sum(spread))
 
-# %% ../../nbs/analysis/12_importance.ipynb #8f0dfd09
+# %% ../../nbs/analysis/12_importance.ipynb #f53aa9a3
 def _shares(gains: np.ndarray) -> np.ndarray:  # (draws, axes), both
     "What each axis has of all that is above zero, in each draw."
     positive = np.clip(gains, 0, None)
@@ -210,14 +210,16 @@ def _shares(gains: np.ndarray) -> np.ndarray:  # (draws, axes), both
 def _summary(measure: str, gains: np.ndarray, axes: list[str]) -> pd.DataFrame:
     "The rows of one measure."
     shares = _shares(gains)
+    mean = shares.mean(axis=0)
     low, high = np.quantile(shares, [.025, .975], axis=0)
+    low, high = np.minimum(low, mean), np.maximum(high, mean)  # of an axis that is nearly always at zero
     wins = (gains[:, :, None] > gains[:, None]).mean(axis=0)  # (axes, axes) how often one is above the other
     above = (wins >= .975).sum(axis=0)
     below = (wins >= .975).sum(axis=1)
-    return pd.DataFrame(dict(axis=axes, measure=measure, importance=shares.mean(axis=0), low=low, high=high,
+    return pd.DataFrame(dict(axis=axes, measure=measure, importance=mean, low=low, high=high,
                              best_place=1 + above, worst_place=len(axes) - below))
 
-# %% ../../nbs/analysis/12_importance.ipynb #3055ef97
+# %% ../../nbs/analysis/12_importance.ipynb #9ef54bfe
 def _require_enough(design: _Design) -> None:
     "Raises `BioaiError` when the runs are too few or too much alike."
     configurations = len(np.unique(design.configuration))
@@ -234,7 +236,7 @@ def importance(
     metric: str = 'best_val_rmse',  # a column of `runs`; lower is better, except of an R²
     draws: int = 100,               # resamples of the configurations
     seed: int = 0,                  # of resamples, forests and shuffling
-) -> pd.DataFrame:                  # per axis and measure: `importance` (`low`, `high`), `best_place`, `worst_place`; `r2`
+) -> pd.DataFrame:                  # `axis`, `measure`, `importance`, `low`, `high`, `best_place`, `worst_place`, `r2`
     "How much each axis matters, the most important first, by two measures; raises `BioaiError` for few runs."
     from bioai_esol.models.regressors import unlogged  # imports PyTorch, which no other analysis needs
     design = _design(runs, metric)
@@ -269,7 +271,7 @@ def _measure_in_words(part: pd.DataFrame, what: str) -> str:
     unknown = [' and '.join([', '.join(group[:-1]), group[-1]]) for group in _alike(part)]
     return f"{text}. " + ''.join(f"Which of {names} matters more is not known. " for names in unknown)
 
-# %% ../../nbs/analysis/12_importance.ipynb #59faf7e7
+# %% ../../nbs/analysis/12_importance.ipynb #b4ca52c8
 def _disagreement(table: pd.DataFrame) -> str:
     "Where the two measures contradict each other."
     by_axis = {m: table[table.measure == m].set_index('axis') for m in MEASURES}
@@ -277,7 +279,8 @@ def _disagreement(table: pd.DataFrame) -> str:
     apart = permutation.index[(permutation.low > ped.high[permutation.index])
                               | (permutation.high < ped.low[permutation.index])]
     firsts = [part.importance.idxmax() for part in by_axis.values()]
-    if len(apart): return f"The two measures disagree about {', '.join(f'**{a}**' for a in apart)}, beyond their intervals."
+    named = ', '.join(f'**{a}**' for a in apart)
+    if named: return f"The two measures disagree about {named}, beyond their intervals."
     if len(permutation) == 1: return ''
     if len(set(firsts)) == 1: return f"Both name **{firsts[0]}** first, and disagree about none beyond their intervals."
     return f"They name different axes first, **{firsts[0]}** and **{firsts[1]}**, but within their intervals."
