@@ -191,6 +191,11 @@ def _data_note(different: pd.DataFrame) -> Iterable[str]:
     yield (f"the {what} is not the same ({named or 'the table was read differently'}): the differences are "
            f"differences of the data as well, and may be nothing else")
 
+def _dropped_note(before: pd.DataFrame, after: pd.DataFrame, settings: list[str]) -> Iterable[str]:
+    "That no configuration stands in both, and in what the runs of a pair may differ therefore."
+    dropped = [s for s in _shared_settings(before, after) if s not in settings]
+    if dropped: yield f"no configuration stands in both sweeps: the runs of a pair may differ in {', '.join(dropped)}"
+
 def _averaged_note(name: str, runs: pd.DataFrame, settings: list[str]) -> Iterable[str]:
     "Which settings the pairs average over, among the runs of a sweep that are in a pair."
     over = [s for s in _TRAINING if s not in settings and len(_values(runs, s)) > 1]
@@ -409,7 +414,7 @@ def _compared(sweeps: dict[str, pd.DataFrame], unfinished: list[str]) -> SweepCo
     pairs = _pairs(first, second, settings)
     different = _different_settings(first, second)
     shared = set(_keys(first, settings)) & set(_keys(second, settings))
-    notes = [*_data_note(different)]
+    notes = [*_data_note(different), *_dropped_note(first, second, settings)]
     for name, runs in sweeps.items():
         paired = pd.Series([key in shared for key in _keys(runs, settings)], index=runs.index)
         notes += [*_averaged_note(name, runs[paired], settings), *_lucky_note(name, runs, paired)]
