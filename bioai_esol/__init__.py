@@ -17,6 +17,7 @@ _HOME = {  # public name: the module that defines it
     'sweeps': 'store.runs', 'load_runs': 'store.runs', 'load_histories': 'store.runs', 'load_predictions': 'store.runs',
     'look': 'analysis.look', 'explore': 'analysis.interactive',
     'leaderboard': 'analysis.effects', 'effects': 'analysis.effects', 'stability': 'analysis.effects',
+    'compare_sweeps': 'analysis.sweep_comparison',
     'Policy': 'registry.policy', 'choose_candidate': 'registry.policy',
     'promote': 'registry.promotion',
     'rollback': 'registry.versions', 'archive': 'registry.versions', 'restore': 'registry.versions',
@@ -55,6 +56,7 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from .analysis.interactive import explore as explore
     from .analysis.look import look as look
     from .analysis.report import write_report as write_report
+    from .analysis.sweep_comparison import compare_sweeps as compare_sweeps
     from .chem.dataset import Dataset as Dataset, load_esol as load_esol, load_table as load_table
     from .monitoring.follow import follow as follow
     from .monitoring.observations import observe as observe

@@ -286,21 +286,32 @@ def plot_interactions(
     return fig
 
 # %% ../../nbs/analysis/02_figures.ipynb #fa16000b
+_MEASURES = dict(permutation=(SKY, BLUE, 'permutation: among all runs'),
+                 **{'PED-ANOVA': ('white', ORANGE, 'PED-ANOVA: for a place among the best')})
+
+def _draw_measure(ax: Axes, part: pd.DataFrame, shift: float) -> object:
+    "The bars of one measure with their intervals; gives what the legend shows."
+    face, edge, label = _MEASURES[part.measure.iloc[0]]
+    y = np.arange(len(part)) + shift
+    bars = ax.barh(y, part.importance, height=.36, color=face, ec=edge, label=label)
+    reach = [part.importance - part.low, part.high - part.importance]
+    ax.errorbar(part.importance, y, xerr=reach, fmt='none', color='black', capsize=3)
+    return bars
+
 def plot_importance(
-    table: pd.DataFrame,   # of `effects.importance`
+    table: pd.DataFrame,   # of `importance.importance`
 ) -> Figure:
-    "What a random forest loses when one axis is shuffled, with its interval over folds."
-    fig = new_figure(.35 * len(table) + 1.4, 'Which hyperparameter matters most?')
-    ax = without_box(fig.subplots(), xlabel=with_unit('increase in RMSE when shuffled', table))
-    ax.set_title(f'a random forest; its R² on runs it has not seen is {table.r2.iloc[0]:.2f}', fontsize='small',
+    "The share of each axis by both measures, with 95 % intervals over resampled configurations."
+    axes = table.axis.unique()
+    fig = new_figure(.5 * len(axes) + 1.6, 'Which hyperparameter matters most?')
+    ax = without_box(fig.subplots(), xlabel='share of what all hyperparameters do', xlim=(0, 1))
+    ax.set_title(f'R² of the forest on configurations that it has not seen: {table.r2.iloc[0]:.2f}', fontsize='small',
                  loc='left')
-    y = range(len(table))
-    reach = [table.importance - table.low, table.high - table.importance]
-    ax.barh(y, table.importance, color=SKY, ec=BLUE)
-    ax.errorbar(table.importance, y, xerr=reach, fmt='none', color='black', capsize=4)
-    ax.axvline(0, color='0.3', lw=1)
-    ax.set_yticks(y, table.axis)
+    parts = [table[table.measure == measure] for measure in _MEASURES]
+    handles = [_draw_measure(ax, part, shift) for part, shift in zip(parts, (-.19, .19))]
+    ax.set_yticks(range(len(axes)), axes)
     ax.invert_yaxis()
+    legend_below(fig, handles, columns=2)
     return fig
 
 # %% ../../nbs/analysis/02_figures.ipynb #252e5c25

@@ -19,8 +19,8 @@ import bioai_esol
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00013
 from .effects import (
-    AXES, beliefs, common_values, counted, effects, explain_choice, finished_runs, format_value, importance,
-    leaderboard, NO_BELIEFS, NO_EPOCHS, role_table, run_roles, trained_in_epochs, varying_axes)
+    AXES, beliefs, common_values, counted, effects, explain_choice, finished_runs, format_value, leaderboard,
+    NO_BELIEFS, NO_EPOCHS, role_table, run_roles, trained_in_epochs, varying_axes)
 from bioai_esol.analysis.error_analysis import (
     describe_coverage, describe_worst, has_intervals, interval_coverage, plot_intervals, plot_predictions,
     plot_scaffold_errors)
@@ -46,6 +46,9 @@ from ..store.client import connect, settle_addresses, Store
 from ..store.runs import fetch_artifacts, load_histories, load_predictions, load_runs, run_row, search
 from ..training.lineage import code_state
 from ..training.config import property_of
+
+# %% ../../nbs/analysis/06_report.ipynb #1b20f0a1
+from .importance import importance
 
 # %% ../../nbs/analysis/06_report.ipynb #b7a90962
 @dataclass(frozen=True)

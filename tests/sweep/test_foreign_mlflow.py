@@ -11,7 +11,7 @@ import mlflow
 import pandas as pd
 from sklearn.linear_model import LinearRegression
 import bioai_esol as esol
-from bioai_esol.analysis.effects import importance
+from bioai_esol.analysis.importance import importance
 
 if __name__ == '__main__':
     mlflow.autolog()
