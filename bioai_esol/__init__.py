@@ -16,6 +16,7 @@ _HOME = {  # public name: the module that defines it
     'run_sweep': 'sweep.runner', 'run_preset': 'sweep.ensemble', 'best_ensemble': 'sweep.ensemble',
     'sweeps': 'store.runs', 'load_runs': 'store.runs', 'load_histories': 'store.runs', 'load_predictions': 'store.runs',
     'look': 'analysis.look',
+    'advice': 'analysis.advice',
     'leaderboard': 'analysis.effects', 'effects': 'analysis.effects', 'stability': 'analysis.effects',
     'Policy': 'registry.policy', 'choose_candidate': 'registry.policy',
     'promote': 'registry.promotion',
@@ -51,6 +52,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # what editors and type checkers read
+    from .analysis.advice import advice as advice
     from .analysis.effects import effects as effects, leaderboard as leaderboard, stability as stability
     from .analysis.look import look as look
     from .analysis.report import write_report as write_report
