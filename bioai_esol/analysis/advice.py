@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAGE', 'NO_PREDICTIONS', 'NO_HISTORIES', 'NO_NETWORK', 'TWICE_LIMIT', 'BEST_RUNS', 'KIND_TOLERANCE', 'FEW_LIMIT',
            'MIN_SEEDS', 'AGREEMENT_LIMIT', 'MIN_RANKED', 'GAP_STEP', 'LAST_EPOCHS', 'MIN_EPOCHS', 'NUMERIC_AXES',
-           'MIN_GAIN', 'MIN_PAIRS', 'NO_EFFECT_LIMIT', 'CODES', 'Finding', 'value_beyond', 'Advice', 'advice',
-           'sweep_advice', 'describe_advice']
+           'MAX_LR_FACTOR', 'MIN_GAIN', 'MIN_PAIRS', 'NO_EFFECT_LIMIT', 'CODES', 'Finding', 'value_beyond', 'Advice',
+           'advice', 'sweep_advice', 'describe_advice']
 
 # %% ../../nbs/analysis/10_advice.ipynb #1f0ea215
 import difflib
@@ -48,7 +48,7 @@ class Finding:
 
     def __str__(self): return f'{self.code}: {self.sentence} {self.remedy}'
 
-# %% ../../nbs/analysis/10_advice.ipynb #5e14472d
+# %% ../../nbs/analysis/10_advice.ipynb #df9c7225
 _Answer = list[Finding] | str
 NO_PREDICTIONS = 'no predictions were given'
 NO_HISTORIES = 'no histories were given'
@@ -64,7 +64,7 @@ class _Sweep:
     histories: pd.DataFrame | None
 
     @property
-    def lowest(self) -> float: return self.runs.best_val_rmse.iloc[0]
+    def lowest(self) -> float: return self.networks.best_val_rmse.iloc[0]
     @cached_property
     def paired(self) -> pd.DataFrame: return paired_effects(self.networks)
     @property
@@ -127,17 +127,17 @@ def _baseline(s: _Sweep) -> _Answer:
     return [Finding('baseline', sentence, "Start from the simpler model, or from an ensemble of both, as the preset "
                                           "'accurate' makes one.")]
 
-# %% ../../nbs/analysis/10_advice.ipynb #f85ba6c8
+# %% ../../nbs/analysis/10_advice.ipynb #8a449303
 BEST_RUNS = 10        # that are looked at where one run proves little
 KIND_TOLERANCE = .5   # how far the ratio of two errors may be from 1 where no interval is known
 
 def _chance_of_molecules(s: _Sweep) -> tuple[float, str]:
     "By what share test and validation error may differ by chance, and where that is known from."
-    if s.predictions is None or not len(s.predictions): return KIND_TOLERANCE, 'where chance hardly reaches'
+    if s.predictions is None or not len(s.predictions): return KIND_TOLERANCE, 'and chance hardly reaches'
     y = s.predictions[measured_property(s.predictions).column]
     error = bootstrap_rmse(y, s.predictions.predicted)
     tolerance = math.sqrt(2) * (error.high - error.low) / 2 / error.value
-    return tolerance, f"by the interval of {counted(len(y), 'test molecule')} chance explains"
+    return tolerance, f"and with {counted(len(y), 'test molecule')} chance explains"
 
 def _kind(s: _Sweep) -> _Answer:
     best = s.runs.dropna(subset=['test_rmse', 'best_val_rmse']).head(BEST_RUNS)
@@ -265,9 +265,10 @@ def _falling(s: _Sweep) -> _Answer:
                 "falling.")
     return [Finding('falling', sentence, f'Train longer: {2 * late.epochs.astype(int).max()} epochs, say.')]
 
-# %% ../../nbs/analysis/10_advice.ipynb #982940da
+# %% ../../nbs/analysis/10_advice.ipynb #c2a259c9
 _NATURAL_ENDS = dict(dropout=0, weight_decay=0, batch_size=1, hidden_dim=1)  # nothing lies below
 NUMERIC_AXES = ('hidden_dim', 'lr', 'batch_size', 'dropout', 'weight_decay')
+MAX_LR_FACTOR = 3  # further in one step a learning rate soon diverges
 MIN_GAIN = .01   # share of the lowest best_val_rmse
 MIN_PAIRS = 3    # of runs that differ in one hyperparameter alone
 
@@ -284,7 +285,9 @@ def value_beyond(
     if axis == 'dropout':
         beyond = max(0., 2 * edge - neighbour)
         return round(beyond if beyond < 1 else (1 + edge) / 2, 3)
-    beyond = edge * (edge / neighbour if neighbour else 10)
+    factor = edge / neighbour if neighbour else 10
+    if axis == 'lr': factor = min(max(factor, 1 / MAX_LR_FACTOR), MAX_LR_FACTOR)
+    beyond = edge * factor
     if axis in ('hidden_dim', 'batch_size'): return max(1, round(beyond))
     return _rounded(beyond, edge)
 
