@@ -116,7 +116,8 @@ def _baseline(s: _Sweep) -> _Answer:
         remedy = 'Train longer, or other models, and look at the table; promote none of these.'
         return [Finding('baseline', mean, remedy)]
     if not len(s.networks): return []
-    at_once = s.runs[~s.runs.run_id.isin(s.networks.run_id) & (s.runs.architecture != 'ensemble')]
+    alike = s.runs[s.runs.split_digest == s.networks.split_digest.iloc[0]]  # the same validation molecules
+    at_once = alike[~alike.run_id.isin(s.networks.run_id) & (alike.architecture != 'ensemble')]
     if not len(at_once): return 'no model on descriptors is among these runs; ridge regression takes a second'
     simple, network = at_once.iloc[0], s.networks.iloc[0]
     gain = 1 - simple.best_val_rmse / network.best_val_rmse
@@ -189,7 +190,7 @@ def _by_seed(runs: pd.DataFrame) -> pd.DataFrame:  # one row per seed, one colum
 def _why_no_seeds(s: _Sweep) -> str:
     "Why configurations cannot be compared over seeds."
     drawn = [name for name, architecture in ARCHITECTURES.items() if architecture.draws]
-    random = s.runs[s.runs.architecture.isin(drawn)]
+    random = s.runs[s.runs.architecture.isin(drawn) | (s.runs.split == 'random')]
     if configuration_names(random).nunique() < 2: return 'fewer than two configurations depend on a seed'
     return 'every configuration has one seed: repeat the best with others'
 

@@ -8,7 +8,6 @@ from helpers import ROOT, fresh, uri_of
 
 import bioai_esol as esol
 from bioai_esol.analysis.advice import CODES, describe_advice, sweep_advice
-from bioai_esol.chem.columns import Reading
 from bioai_esol.chem.dataset import load_esol, load_table
 from bioai_esol.errors import BioaiError, ConfigError
 from bioai_esol.store.client import connect
@@ -20,7 +19,7 @@ from bioai_esol.training.lineage import lineage
 
 
 def swept_here(uri, grid, dataset):
-    "A sweep as `run_sweep` writes it, trained in this process."
+    "A sweep of one split as `run_sweep` writes it, trained in this process."
     store, configs = connect(uri, create=True), grid.configs()
     task = make_task(dataset, configs[0])
     tags = dict(run_tag=grid.run_tag, kind='run') | lineage(task.dataset, task.split)
@@ -34,7 +33,7 @@ def swept_here(uri, grid, dataset):
 
 def table(folder, name, frame, **reading):
     frame.to_csv(folder / f'{name}.csv', index=False)
-    return load_table(folder / f'{name}.csv', reading=Reading(**reading)) if reading else load_table(folder / f'{name}.csv')
+    return load_table(folder / f'{name}.csv', **reading)
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +43,7 @@ def uri(tmp_path_factory):
     fresh(folder)
     uri, some = uri_of(folder), load_esol().frame[['smiles', 'log_solubility']].iloc[::3]
     mine = table(folder, 'mine', some)
-    common = dict(batch_size=64, dropout=0, split='random')
+    common = dict(batch_size=64, dropout=0)
     swept_here(uri, Grid(architecture=('gcn', 'ridge'), hidden_dim=8, lr=(1e-3, 1e-2), weight_decay=(0, 1e-30), seed=(1, 2, 3, 4, 5), epochs=8,
                          run_tag='many', **common), mine)
     swept_here(uri, Grid(hidden_dim=8, lr=1e-4, weight_decay=0, epochs=1, run_tag='short', **common), mine)
@@ -104,10 +103,12 @@ def test_baseline_on_descriptors(many):
     [finding] = found('baseline', many)
     for number in (ridge.best_val_rmse, network.best_val_rmse): assert f'{number:.3f}' in finding.sentence
     assert f'{1 - ridge.best_val_rmse / network.best_val_rmse:.0%} below' in finding.sentence and 'log10 units' in finding.sentence
-    better_network = many.assign(best_val_rmse=many.best_val_rmse.where(many.architecture == 'ridge', .99 * ridge.best_val_rmse))
+    better_network = many.assign(best_val_rmse=many.best_val_rmse.where(many.architecture == 'ridge', .99 * ridge.best_val_rmse), best_val_r2=.5)
     assert not found('baseline', better_network)
     assert not found('baseline', many[many.architecture == 'ridge'])
     assert 'no model on descriptors' in why_not('baseline', networks(many).assign(best_val_r2=.5))
+    elsewhere = many.assign(split_digest=many.split_digest.where(many.architecture == 'gcn', 'other'))
+    assert 'no model on descriptors' in why_not('baseline', elsewhere)  # other validation molecules
 
 
 def test_baseline_of_the_mean(uri, many, predictions):
@@ -169,6 +170,9 @@ def test_noise(many):
     assert 'one seed' in why_not('noise', many[many.seed == 1])
     assert why_not('noise', many[many.seed < 3]) == '2 seeds per configuration, and 3 are needed'
     assert 'depend on a seed' in why_not('noise', many[many.architecture == 'ridge'])
+    named = [f'{name} s1' for name in ('ridge', 'gaussian-process')]
+    two = pd.concat([many[many.architecture == 'ridge']] * 2).assign(run_name=named)
+    assert 'depend on a seed' in why_not('noise', two) and 'one seed' in why_not('noise', two.assign(split='random'))
 
 
 def test_seeds_disagree(many):
