@@ -15,7 +15,7 @@ _HOME = {  # public name: the module that defines it
     'Grid': 'sweep.grid', 'Repeats': 'sweep.grid',
     'run_sweep': 'sweep.runner', 'run_preset': 'sweep.ensemble', 'best_ensemble': 'sweep.ensemble',
     'sweeps': 'store.runs', 'load_runs': 'store.runs', 'load_histories': 'store.runs', 'load_predictions': 'store.runs',
-    'look': 'analysis.look', 'explore': 'analysis.interactive',
+    'look': 'analysis.look', 'explore': 'analysis.interactive', 'advice': 'analysis.advice',
     'leaderboard': 'analysis.effects', 'effects': 'analysis.effects', 'stability': 'analysis.effects',
     'compare_sweeps': 'analysis.sweep_comparison',
     'Policy': 'registry.policy', 'choose_candidate': 'registry.policy',
@@ -52,6 +52,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # what editors and type checkers read
+    from .analysis.advice import advice as advice
     from .analysis.effects import effects as effects, leaderboard as leaderboard, stability as stability
     from .analysis.interactive import explore as explore
     from .analysis.look import look as look

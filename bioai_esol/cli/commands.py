@@ -462,6 +462,23 @@ def _compare(args) -> int:
     else: print(pair)
     return 0
 
+# %% ../../nbs/cli/02_commands.ipynb #3109bb87
+def _advice(args) -> int:
+    from bioai_esol.analysis.advice import sweep_advice
+    given = sweep_advice(args.run_tag, _policy(args), muted=args.mute, tracking_uri=args.tracking_uri)
+    print(_json(_advice_record(given)) if args.json else as_options(_advice_text(given), args))
+    return 0
+
+def _advice_record(given) -> dict:
+    findings = given.table.to_dict('records')
+    return dict(summary=given.summary, findings=findings, not_checked=given.unchecked, muted=given.muted)
+
+def _advice_text(given) -> str:
+    found = [f'{f.code}{_under(f.sentence)}{_under(f.remedy)}' for f in given]
+    reasons = [_under(f"{', '.join(codes)}: {why}") for why, codes in given.missing.items()]
+    missing = [f"not checked{''.join(reasons)}"] if reasons else []
+    return '\n'.join([given.summary, *found, *missing])
+
 # %% ../../nbs/cli/02_commands.ipynb #bfad6446
 def _report(args) -> int:
     from bioai_esol.analysis.report import write_report
@@ -510,7 +527,8 @@ _COMMANDS = dict(
     look=_look, train=_train_or_sweep, sweep=_train_or_sweep, promote=_promote, observe=_observe, watch=_watch,
     acknowledge=_acknowledge, rollback=_rollback, archive=_archive,
     restore=_restore, alias=_alias, status=_status, history=_history, compare=_compare, predict=_predict,
-    report=_report, server=_server, doctor=_doctor, serve=_serve, migrate=_migrate, benchmark=_benchmark)
+    advice=_advice, report=_report, server=_server, doctor=_doctor, serve=_serve, migrate=_migrate,
+    benchmark=_benchmark)
 
 def _terminate(*_): raise KeyboardInterrupt  # a polite kill ends a sweep as Ctrl-C does: nothing is left open
 

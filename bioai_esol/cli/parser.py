@@ -18,6 +18,7 @@ _DESCRIPTION = """From a hyperparameter sweep to a trusted production model of s
   bioai-esol look my.csv         what is in a table of your own, before anyone trains on it
   bioai-esol sweep               train the 162 configurations of the default grid (continues where it stopped)
   bioai-esol sweep --preset accurate   a more accurate model in minutes: five model types and their ensemble
+  bioai-esol advice              what deserves attention in the sweep, and what to do about it
   bioai-esol report              which run, what each hyperparameter did, what was decided: one HTML file
   bioai-esol promote             choose a candidate, retrain it, register it, make it champion if every rule agrees
   bioai-esol predict CCO         ask the champion
@@ -263,6 +264,41 @@ def _record_commands(command: Command):
     p.add_argument('--output', metavar='CSV', help='write every prediction and error here')
     _json_option(p, 'the figures')
 
+# %% ../../nbs/cli/01_parser.ipynb #477cf278
+_ADVICE_CODES = {
+    'leak': 'molecules are in more than one part of the split',
+    'baseline': 'the mean, or a model on descriptors, is as good or better',
+    'kind': 'validation and test molecules differ in kind',
+    'intervals': 'the 90 % intervals hold fewer measured values than they promise',
+    'few': 'too few test molecules for the rule of promotion',
+    'noise': 'the best configuration cannot be told apart from others',
+    'seeds-disagree': 'seeds rank the configurations differently',
+    'gap': 'the gap threshold decides which run is chosen',
+    'falling': 'the validation error was still falling at the last epoch',
+    'edge': 'the best value of a hyperparameter is the lowest or highest that was tried',
+    'no-effect': 'a hyperparameter makes no difference',
+    'last-epoch': 'a metric was logged for one epoch only'}
+
+def _advice_options(p: argparse.ArgumentParser):
+    "The thresholds of a promotion that the checks look at."
+    for name in ('gap-threshold', 'r2-tolerance', 'min-improvement'):
+        default, text = _THRESHOLDS[name]
+        p.add_argument(f'--{name}', metavar='X', help=f'of the promotion: {text} (default {default:g})')
+    p.add_argument('--require-significance', action='store_true', default=None,
+                   help='of the promotion: the 95 %% interval of the improvement must exclude zero')
+    p.set_defaults(split=None, duplicates=None)  # remedies that it names and does not have
+
+# %% ../../nbs/cli/01_parser.ipynb #0dd15dae
+def _advice_command(command: Command):
+    codes = '\n'.join(f'  {code:16}{text}' for code, text in _ADVICE_CODES.items())
+    p = command('advice', 'what deserves attention in a sweep, and what to do about it',
+                'Twelve checks. Each finding has a code, a sentence with its numbers and a remedy; what could not be '
+                f'checked, and for\nwant of what, is said, too. Changes nothing.\n\n{codes}')
+    p.add_argument('--run-tag', metavar='NAME', help='the sweep (default: the newest)')
+    p.add_argument('--mute', nargs='+', metavar='CODE', default=[], help='leave out these checks')
+    _advice_options(p)
+    _json_option(p, 'the findings')
+
 # %% ../../nbs/cli/01_parser.ipynb #ad800f4d
 def _question_commands(command: Command):
     p = command('predict', 'predict with the champion',
@@ -331,7 +367,7 @@ def _store_commands(command: Command):
 
 # %% ../../nbs/cli/01_parser.ipynb #861bd9c8
 _GROUPS = (_look_command, _training_commands, _promote_command, _observe_command, _watch_commands, _life_commands,
-           _record_commands, _question_commands, _benchmark_command, _server_command, _store_commands)
+           _record_commands, _advice_command, _question_commands, _benchmark_command, _server_command, _store_commands)
 
 def make_parser() -> argparse.ArgumentParser:
     "The parser of `bioai-esol`."

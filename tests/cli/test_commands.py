@@ -40,8 +40,8 @@ def one_line(done, status, *words):
 def test_help_names_the_commands(program, here):
     done = program('--help')
     assert done.returncode == 0
-    commands = ('look', 'train', 'sweep', 'promote', 'rollback', 'archive', 'restore', 'alias', 'status', 'history', 'compare', 'predict', 'report', 'server',
-                'doctor', 'serve', 'migrate', 'benchmark')
+    commands = ('look', 'train', 'sweep', 'promote', 'rollback', 'archive', 'restore', 'alias', 'status', 'history', 'compare', 'advice', 'predict', 'report',
+                'server', 'doctor', 'serve', 'migrate', 'benchmark')
     for word in (*commands, 'Exit status'):
         assert word in done.stdout
     for command in commands:
