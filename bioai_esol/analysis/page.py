@@ -32,7 +32,15 @@ td { font-variant-numeric: tabular-nums; } td.text, th.text { text-align: left; 
 .card th { text-align: left; font-weight: 400; color: #555; white-space: nowrap; } .card td { text-align: left; }
 .card table { font-size: .95rem; margin: .5rem 0; }
 @media (max-width: 40rem) { table { display: block; overflow-x: auto; } .card th { white-space: normal; } }
-@media print { body { font-size: 11px; max-width: none; } figure, tr { break-inside: avoid; } nav { display: none; } }
+@media (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; } body { background: #16181b; color: #ddd; } a { color: #7cc4ec; }
+  h2, th, td, .card { border-color: #3a3f44; } .facts, .card th { color: #aaa; } .warning { color: #ff9d66; }
+  figure img { background: #fff; border-radius: 4px; }
+}
+@media print {
+  :root { color-scheme: light; } body { background: #fff; color: #222; font-size: 11px; max-width: none; }
+  figure, tr { break-inside: avoid; } nav { display: none; }
+}
 '''
 
 # %% ../../nbs/analysis/07_page.ipynb #02dc0fba

@@ -18,6 +18,7 @@ import pandas as pd
 import bioai_esol
 
 # %% ../../nbs/analysis/06_report.ipynb #06e00013
+from .advice import describe_advice, sweep_advice
 from .effects import (
     AXES, beliefs, common_values, counted, effects, explain_choice, finished_runs, format_value, leaderboard,
     NO_BELIEFS, NO_EPOCHS, role_table, run_roles, trained_in_epochs, varying_axes)
@@ -349,9 +350,14 @@ def _curves_part(store: Store, compared: pd.DataFrame, policy: Policy) -> list[d
             _picture(plot_gap_history(compared, histories, policy.gap_threshold), 'gap by epoch')]
 
 # %% ../../nbs/analysis/06_report.ipynb #c8389579
+def _advice_part(store: Store, runs: pd.DataFrame, policy: Policy) -> dict:
+    given = sweep_advice(runs.run_tag.iloc[0], policy, tracking_uri=store.uri)
+    return _points(describe_advice(given))
+
 def _charts_part(store: Store, runs: pd.DataFrame, policy: Policy) -> dict:
     return dict(charts=explore(runs, policy, tracking_uri=store.uri).fragment())
 
+# %% ../../nbs/analysis/06_report.ipynb #06e0b002
 def _sections(store: Store, runs: pd.DataFrame, found: Verdict, champion: Champion | None,
               entries: pd.DataFrame) -> Iterator[dict]:
     choice = choose_candidate(runs, found.policy)
@@ -360,6 +366,7 @@ def _sections(store: Store, runs: pd.DataFrame, found: Verdict, champion: Champi
     curves = _curves_part(store, trained_in_epochs(compared), found.policy)
     yield dict(title='Which run', parts=_choice_part(choice, found.policy))
     yield dict(title='Explore', parts=[_charts_part(store, runs, found.policy)])
+    yield dict(title='Advice', parts=[_advice_part(store, runs, found.policy)])
     yield dict(title='The best runs', parts=[_table(leaderboard(runs, 15))])
     yield dict(title='Learning curves', parts=curves)
     yield dict(title='Hyperparameters', parts=_axes_part(runs, chosen))
