@@ -2,6 +2,7 @@
 import atexit
 import importlib.util
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -91,3 +92,8 @@ def copied(source, folder):
     shutil.copytree(source, folder, dirs_exist_ok=True)
     readdress(folder, source)
     return uri_of(folder)
+
+
+def words_of(page):
+    "A report without its pictures and without the program that draws its charts: what we wrote, and the data."
+    return re.sub(r'base64,[^"]*', '', re.sub(r'<script>.*?</script>', '', page, flags=re.S))

@@ -5,7 +5,7 @@ import subprocess
 import mlflow
 import pandas as pd
 import pytest
-from helpers import EASY_OPTIONS, PROGRAM, fresh, uri_of
+from helpers import EASY_OPTIONS, PROGRAM, fresh, uri_of, words_of
 from rdkit.Chem import Crippen
 
 import bioai_esol as esol
@@ -42,7 +42,7 @@ def test_what_was_done_is_said(folder):
 
 
 def test_nothing_speaks_of_solubility(folder):
-    page = re.sub(r'base64,[^"]*', '', (folder / 'report.html').read_text())
+    page = words_of((folder / 'report.html').read_text())
     assert LOGP.name in page
     for text in (page, (folder / 'sweep.txt').read_text(), (folder / 'promote.txt').read_text()):
         assert not FOREIGN.search(text), FOREIGN.search(text)

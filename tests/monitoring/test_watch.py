@@ -6,7 +6,7 @@ import subprocess
 
 import pandas as pd
 import pytest
-from helpers import PROGRAM, copied, fresh, sweep_here, uri_of
+from helpers import PROGRAM, copied, fresh, sweep_here, uri_of, words_of
 
 import bioai_esol as esol
 from bioai_esol.chem.dataset import load_esol
@@ -59,7 +59,7 @@ def reported(here, folder):
     "The report of the latest sweep, without its pictures."
     done = here('report', '--output', 'page.html', cwd=folder)
     assert done.returncode == 0, done.stderr
-    return re.sub('base64,[^"]*', '', (folder / 'page.html').read_text())
+    return words_of((folder / 'page.html').read_text())
 
 
 def test_a_molecule_counts_once(uri):
