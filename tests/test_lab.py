@@ -166,3 +166,13 @@ def test_a_running_sweep_is_watched_without_a_click(folder, page, notebook):
     finally:
         sweep.terminate()
         sweep.wait(60)
+
+
+def test_linked_charts_are_drawn_in_a_cell(notebook):
+    page = notebook("import bioai_esol as esol\nesol.explore(load_runs('lab'))")
+    charts = page.frame_locator('iframe[title^="Sweep lab"]')
+    charts.locator('g.tally_marks text').wait_for()
+    assert charts.locator('g.tally_marks text').text_content() == '8 of 8 configurations selected'
+    height = page.locator('iframe[title^="Sweep lab"]').bounding_box()['height']
+    assert height >= charts.locator('svg.marks').bounding_box()['height']  # nothing is cut off
+    assert not wrong(page)

@@ -34,7 +34,8 @@ td { font-variant-numeric: tabular-nums; } td.text, th.text { text-align: left; 
 @media (max-width: 40rem) { table { display: block; overflow-x: auto; } .card th { white-space: normal; } }
 @media (prefers-color-scheme: dark) {
   :root { color-scheme: dark; } body { background: #16181b; color: #ddd; } a { color: #7cc4ec; }
-  h2, th, td, .card { border-color: #3a3f44; } .facts, .card th { color: #aaa; } .warning { color: #ff9d66; }
+  h2, th, td { border-color: #3a3f44; } .card { border-color: #3a3f44; border-left-color: #4aa3df; }
+  .facts, .card th { color: #aaa; } .warning { color: #ff9d66; }
   figure img { background: #fff; border-radius: 4px; }
 }
 @media print {
