@@ -426,9 +426,13 @@ html.dark body { color: #ddd; } html.dark:not(.framed) { background: #16181b; co
 """
 
 @cache
+def _bundle() -> str:
+    "Vega, Vega-Lite and Vega-Embed, which take a second to be put together."
+    return vl_convert.javascript_bundle()
+
 def charts_program() -> str:
     "The JavaScript that draws the charts: Vega, Vega-Lite, Vega-Embed, and the call."
-    return f'{vl_convert.javascript_bundle()}\n{{{_COLOURS}{_SHOW}}}'.replace('</script', '<\\/script')
+    return f'{_bundle()}\n{{{_COLOURS}{_SHOW}}}'.replace('</script', '<\\/script')
 
 def _page(title: str, body: str) -> str:
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
@@ -442,20 +446,10 @@ _FORMATS = {'.svg': vl_convert.vegalite_to_svg, '.png': lambda spec: vl_convert.
 # %% ../../nbs/analysis/13_interactive.ipynb #13e0a002
 @dataclass(frozen=True, repr=False)
 class LinkedCharts:
-    """The charts of a sweep, as `explore` makes them.
-
-    Attributes
-    ----------
-    title : str
-        Of the page.
-    spec : dict
-        Vega-Lite, with its data.
-    notes : tuple of str
-        What is not shown, and why.
-    """
-    title: str
-    spec: Mapping
-    notes: tuple[str, ...]
+    "The charts of a sweep, as `explore` makes them."
+    title: str              # of the page
+    spec: Mapping           # Vega-Lite, with its data
+    notes: tuple[str, ...]  # what is not shown, and why
 
     def __repr__(self) -> str: return f"{self.title}; save('sweep.html') writes one file that can be explored anywhere"
 
