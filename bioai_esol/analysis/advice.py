@@ -9,7 +9,6 @@ __all__ = ['PAGE', 'NO_PREDICTIONS', 'NO_HISTORIES', 'NO_NETWORK', 'TWICE_LIMIT'
            'advice', 'sweep_advice', 'describe_advice']
 
 # %% ../../nbs/analysis/10_advice.ipynb #1f0ea215
-import difflib
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from .effects import (
     stability, threshold_choices, trained_in_epochs)
 from .error_analysis import describe_coverage, has_intervals, interval_coverage, measured_twice
 from ..chem.columns import measured_property
-from ..errors import BioaiError, ConfigError, StoreError
+from ..errors import BioaiError, ConfigError, did_you_mean, StoreError
 from ..models.architectures import ARCHITECTURES
 from ..registry.policy import choose_candidate, Policy
 from ..stats.conformal import INTERVAL_LEVEL
@@ -380,8 +379,7 @@ def _muted(codes: str | Sequence[str]) -> tuple[str, ...]:
     codes = (codes,) if isinstance(codes, str) else tuple(dict.fromkeys(codes))
     for code in codes:
         if code in CODES: continue
-        similar = difflib.get_close_matches(str(code), CODES, 1)
-        hint = f', did you mean {similar[0]!r}?' if similar else ''
+        hint = did_you_mean(code, CODES)
         raise ConfigError(f"there is no finding with the code {code!r}{hint} (codes: {', '.join(CODES)})")
     return codes
 

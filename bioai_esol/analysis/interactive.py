@@ -21,6 +21,7 @@ import vl_convert
 
 from .effects import configuration_names, counted, finished_runs, format_value, varying_axes
 from .figures import BLUE, label_of, VERMILION, with_unit
+from .page import write_file
 from ..errors import BioaiError
 from ..registry.policy import choose_candidate, Policy
 from ..store.runs import load_histories, run_pages
@@ -28,13 +29,17 @@ from ..store.runs import load_histories, run_pages
 # %% ../../nbs/analysis/13_interactive.ipynb #9abb8b7e
 METRICS = ('best_val_rmse', 'val_rmse', 'generalisation_gap', 'val_r2')
 
+def _names(runs: pd.DataFrame, collapse_seeds: bool) -> pd.Series:
+    "What a run is shown as."
+    return configuration_names(runs) if collapse_seeds else runs.run_name
+
 def configurations(
     runs: pd.DataFrame,           # of `runs.load_runs`
     collapse_seeds: bool = True,  # one row per configuration; else one row per run
 ) -> pd.DataFrame:                # `name`, axes, `seeds`, each metric with `_low` and `_high`; lowest error first
     "The finished runs of each configuration: means over its seeds, and how far they reach."
     table = finished_runs(runs)
-    table = table.assign(name=configuration_names(table) if collapse_seeds else table.run_name)
+    table = table.assign(name=_names(table, collapse_seeds))
     rows = table.drop_duplicates('name').set_index('name')  # its run is that of the lowest error
     by_name = table.groupby('name')
     spread = {f'{metric}_low': by_name[metric].min() for metric in METRICS}
@@ -89,8 +94,7 @@ def _curve(name: str, part: pd.DataFrame) -> dict:
 # %% ../../nbs/analysis/13_interactive.ipynb #1da77435
 def _curves(rows: pd.DataFrame, runs: pd.DataFrame, histories: pd.DataFrame, collapse_seeds: bool) -> list[dict]:
     "The curves of the configurations (rows of `configurations`) that were trained in epochs."
-    names = configuration_names(runs) if collapse_seeds else runs.run_name
-    name_of = dict(zip(runs.run_id, names))
+    name_of = dict(zip(runs.run_id, _names(runs, collapse_seeds)))
     drawn = set(rows.name.head(MAX_CURVES))
     histories = histories[histories.metric.isin(_CURVES)].assign(name=histories.run_id.map(name_of))
     histories = histories[histories.name.isin(drawn)]
@@ -143,9 +147,8 @@ def _sweep(runs: pd.DataFrame, policy: Policy, histories: pd.DataFrame, collapse
     "Frames as what is drawn of them."
     choice = choose_candidate(runs, policy)
     rows = configurations(runs, collapse_seeds)
-    names = configuration_names(runs) if collapse_seeds else runs.run_name
-    chosen = choice.chosen and dict(zip(runs.run_id, names))[choice.chosen['run_id']]
-    rows = rows.assign(chosen=rows.name == chosen, page=rows.run_id.map(pages))
+    chosen = runs.run_id == (choice.chosen['run_id'] if choice.chosen else None)
+    rows = rows.assign(chosen=rows.name.isin(_names(runs[chosen], collapse_seeds)), page=rows.run_id.map(pages))
     axes = [axis for axis in varying_axes(finished_runs(runs)) if not (collapse_seeds and axis == 'seed')]
     labels = {metric: label_of(metric, runs) for metric in METRICS}
     return _Sweep(rows, [_scale(rows, axis) for axis in axes], _curves(rows, runs, histories, collapse_seeds), policy,
@@ -482,12 +485,7 @@ def _save(charts: LinkedCharts, path: Path) -> Path:
     if kind not in ('.html', *_FORMATS):
         raise BioaiError(f"cannot write {path}: charts are saved as .html, {', '.join(_FORMATS)}")
     content = charts.page() if kind == '.html' else _FORMATS[kind](charts.spec)
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as e: raise BioaiError(f"cannot write {path}: {e.strerror or e}") from None
-    return path
+    return write_file(path, content)
 
 # %% ../../nbs/analysis/13_interactive.ipynb #b07040b4
 def _notes(runs: pd.DataFrame, sweep: _Sweep) -> tuple[str, ...]:

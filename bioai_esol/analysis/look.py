@@ -28,7 +28,7 @@ import bioai_esol
 
 # %% ../../nbs/analysis/08_look.ipynb #9e189577
 from .figures import BLUE, GREY, new_figure, ORANGE, without_box
-from .page import picture, render_page, table_part
+from .page import picture, render_page, table_part, write_file
 from ..chem.census import (
     call_with, Census, count_rows, Helpers, helpers_for, nearest_training, Rows, ROWS_PER_PIECE, scaffolds_of,
     take_census, TRAITS, try_cluster_split, try_scaffold_split)
@@ -855,11 +855,7 @@ def _save(look: Look, path: Path) -> Path:
     "Write the page."
     made = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by bioai-esol {bioai_esol.__version__}, 'bioai-esol look'."
     text = render_page(look.name, _card(look), list(_sections(look)), look.topics[0].text, made)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding='utf-8')
-    except OSError as e: raise BioaiError(f"cannot write {path}: {e.strerror or e}") from None
-    return path
+    return write_file(path, text)
 
 # %% ../../nbs/analysis/08_look.ipynb #d11f07eb
 def _values(read: _Read, census: Census, known: _Known, divided: _Divided) -> dict:

@@ -28,7 +28,8 @@ from bioai_esol.analysis.error_analysis import (
 from .figures import (
     plot_choice, plot_curves, plot_effects, plot_gap_history, plot_importance, plot_interactions, plot_parallel)
 from .interactive import charts_program, explore
-from .page import picture as _picture, points as _points, render_page, table_part as _table
+from .page import (
+    picture as _picture, points as _points, render_page, table_part as _table, write_file)
 from .timeline import plot_timeline, reigns
 from .watching import plot_evidence, plot_promise, worst_observed
 
@@ -435,10 +436,7 @@ def write_report(run_tag: str | None = None, path: str | Path | None = None, *,
     run_tag = runs.run_tag.iloc[0]
     text = _render(store, runs)
     path = Path(path or Path('reports') / f'{run_tag}.html')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding='utf-8')
-    except OSError as e: raise BioaiError(f"cannot write {path}: {e.strerror or e}") from None
+    write_file(path, text)
     settle_addresses(store.uri)
     store.client.log_artifact(search(store, kind='sweep', run_tag=run_tag)[-1].info.run_id, str(path), 'report')
     return path

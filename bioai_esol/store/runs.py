@@ -8,7 +8,7 @@ __all__ = ['MEMBERS_SUFFIX', 'SUMMARY', 'typed_params', 'search', 'runs_table', 
            'underway', 'load_histories', 'run_pages', 'load_predictions']
 
 # %% ../../nbs/store/05_runs.ipynb #e1eb87b4
-import contextlib, difflib, gc, itertools, json, re, sqlite3, sys, tempfile
+import contextlib, gc, itertools, json, re, sqlite3, sys, tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 import pandas as pd
 
-from ..errors import BioaiError, StoreError
+from ..errors import BioaiError, did_you_mean, StoreError
 from .client import connect, one_line, sqlite_path, Store, store_uri
 
 if TYPE_CHECKING:
@@ -355,9 +355,7 @@ def _metrics(metrics: str | Sequence[str] | None) -> tuple[str, ...]:
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     for name in names:
         if name in known: continue
-        similar = difflib.get_close_matches(str(name), known, 1)
-        hint = f", did you mean {similar[0]!r}?" if similar else ''
-        raise BioaiError(f"unknown metric {name!r}{hint} (metrics: {', '.join(known)})")
+        raise BioaiError(f"unknown metric {name!r}{did_you_mean(name, known)} (metrics: {', '.join(known)})")
     return names
 
 def _ordered(histories: pd.DataFrame, run_ids: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
