@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ import vl_convert
 from .effects import configuration_names, counted, finished_runs, format_value, varying_axes
 from .figures import BLUE, label_of, VERMILION, with_unit
 from .page import write_file
+from .vega import bundle, category, COLOURS, mark, quantity
 from ..errors import BioaiError
 from ..registry.policy import choose_candidate, Policy
 from ..store.runs import load_histories, run_pages
@@ -155,17 +155,6 @@ def _sweep(runs: pd.DataFrame, policy: Policy, histories: pd.DataFrame, collapse
                   choice.r2_floor, labels, with_unit('RMSE', runs), bool(pages))
 
 # %% ../../nbs/analysis/13_interactive.ipynb #d4f659e3
-def _quantity(field: str, **more: object) -> dict: return dict(field=field, type='quantitative', **more)
-
-def _name(field: str, **more: object) -> dict: return dict(field=field, type='nominal', **more)
-
-def _mark(kind: str, transform: Sequence[dict] = (), name: str | None = None, data: object = None, *,
-          look: Mapping | None = None, **encoding: dict) -> dict:
-    "A layer: a mark, the records that it shows, and what of them."
-    layer = dict(data=data or dict(name='configurations'), mark=dict(type=kind, **(look or {})), encoding=encoding)
-    parts = dict(transform=list(transform), name=name)
-    return layer | {key: value for key, value in parts.items() if value}
-
 def _brush(name: str, view: str, **how: object) -> dict:
     "Something to drag in a view."
     return dict(name=name, select=dict(type='interval', **how), views=[view])
@@ -190,13 +179,13 @@ def _colour(sweep: _Sweep) -> dict:
     error = sweep.rows[_OBJECTIVE]
     scale = dict(scheme='viridis', reverse=True, domain=[error.min(), error.quantile(.9)], clamp=True)
     legend = dict(orient='top', title=sweep.labels[_OBJECTIVE], titleLimit=400)
-    return _quantity(_OBJECTIVE, scale=scale, legend=legend)
+    return quantity(_OBJECTIVE, scale=scale, legend=legend)
 
 def _tips(sweep: _Sweep) -> list[dict]:
     "What hovering tells: who it is, its settings, its metrics."
-    axes = [_name(scale.axis) for scale in sweep.scales]
-    metrics = [_quantity(metric, format='.4f', title=sweep.labels[metric]) for metric in METRICS]
-    return [_name('name', title='configuration'), *axes, _quantity('seeds'), *metrics]
+    axes = [category(scale.axis) for scale in sweep.scales]
+    metrics = [quantity(metric, format='.4f', title=sweep.labels[metric]) for metric in METRICS]
+    return [category('name', title='configuration'), *axes, quantity('seeds'), *metrics]
 
 # %% ../../nbs/analysis/13_interactive.ipynb #4896a55a
 WIDTH = 770    # pixels: the column of the site, of the report and of a notebook
@@ -210,24 +199,24 @@ def _threshold(**at: float) -> dict:
     "A dashed line."
     dashed = dict(strokeDash=[4, 4], color='#888')
     where = {channel: dict(datum=value) for channel, value in at.items()}
-    return _mark('rule', data=dict(values=[{}]), look=dashed, **where)
+    return mark('rule', data=dict(values=[{}]), look=dashed, **where)
 
 # %% ../../nbs/analysis/13_interactive.ipynb #13e0a001
 def _panel(sweep: _Sweep, metric: str, name: str) -> dict:
     "The gap of every configuration against a metric."
     title = sweep.labels[metric]
     gap = 'generalisation_gap'
-    x = _quantity(metric, title=title, scale=_whole(sweep, metric))
-    y = _quantity(gap, title=sweep.labels[gap], scale=_whole(sweep, gap))
+    x = quantity(metric, title=title, scale=_whole(sweep, metric))
+    y = quantity(gap, title=sweep.labels[gap], scale=_whole(sweep, gap))
     reach = dict(x=x | dict(field=f'{metric}_low'), x2=dict(field=f'{metric}_high'), y=y)
     several = [_selected(sweep), dict(filter='datum.seeds > 1')]
     layers = [
         _threshold(y=sweep.policy.gap_threshold), *([_threshold(x=sweep.r2_floor)] if metric == 'val_r2' else []),
-        _mark('circle', name=f'every_{name}', look=dict(size=30, color='#999', opacity=.3), x=x, y=y),
-        _mark('rule', several, look=dict(opacity=.6), **reach, color=_colour(sweep)),
-        _mark('circle', [_selected(sweep)], look=dict(size=45, opacity=.9), x=x, y=y,
-              color=_colour(sweep), tooltip=_tips(sweep)),
-        _mark('point', [_KEPT], look=dict(size=170, strokeWidth=2.5), x=x, y=y, color=_MARKED)]
+        mark('circle', name=f'every_{name}', look=dict(size=30, color='#999', opacity=.3), x=x, y=y),
+        mark('rule', several, look=dict(opacity=.6), **reach, color=_colour(sweep)),
+        mark('circle', [_selected(sweep)], look=dict(size=45, opacity=.9), x=x, y=y,
+             color=_colour(sweep), tooltip=_tips(sweep)),
+        mark('point', [_KEPT], look=dict(size=170, strokeWidth=2.5), x=x, y=y, color=_MARKED)]
     return dict(layer=layers, width=WIDTH // 2 - 70, height=230)
 
 # %% ../../nbs/analysis/13_interactive.ipynb #e9a3579b
@@ -244,14 +233,14 @@ def _axis_of(scale: _Scale) -> dict:
 
 def _stretch(sweep: _Sweep, scale: _Scale, following: str, width: int) -> dict:
     "Every configuration between an axis and the following one."
-    y = _quantity(f'{scale.axis}_at', axis=_axis_of(scale), scale=_RANGE)
+    y = quantity(f'{scale.axis}_at', axis=_axis_of(scale), scale=_RANGE)
     ends = dict(x=_ACROSS, x2=dict(datum=1), y=y, y2=dict(field=f'{following}_at'))
     sample = [dict(filter='datum.sample')]
     layers = [
-        _mark('rule', sample, name=f'sample_{scale.axis}', look=dict(color='#999', opacity=.2), **ends),
-        _mark('rule', _best(sweep, MAX_LINES), look=dict(strokeWidth=1.3, opacity=.75), **ends,
-              color=_colour(sweep), tooltip=_tips(sweep)),
-        _mark('rule', [_KEPT], look=dict(strokeWidth=3), **ends, color=_MARKED, tooltip=_tips(sweep))]
+        mark('rule', sample, name=f'sample_{scale.axis}', look=dict(color='#999', opacity=.2), **ends),
+        mark('rule', _best(sweep, MAX_LINES), look=dict(strokeWidth=1.3, opacity=.75), **ends,
+             color=_colour(sweep), tooltip=_tips(sweep)),
+        mark('rule', [_KEPT], look=dict(strokeWidth=3), **ends, color=_MARKED, tooltip=_tips(sweep))]
     return dict(layer=layers, width=width, height=_HEIGHT)
 
 # %% ../../nbs/analysis/13_interactive.ipynb #b7142d31
@@ -260,8 +249,8 @@ def _last_axis(sweep: _Sweep) -> dict:
     low, high = sweep.rows[_OBJECTIVE].min(), sweep.rows[_OBJECTIVE].max()
     axis = dict(title=_OBJECTIVE, orient='right', **_HEADING | dict(titleAlign='right', titleX=40),
                 labelExpr=f"format({low} + datum.value * {high - low}, '.2f')")
-    ticks = _mark('tick', name=f'sample_{_OBJECTIVE}', look=dict(opacity=.4, thickness=1, width=12, color='#999'),
-                  y=_quantity(f'{_OBJECTIVE}_at', axis=axis, scale=_RANGE))
+    ticks = mark('tick', name=f'sample_{_OBJECTIVE}', look=dict(opacity=.4, thickness=1, width=12, color='#999'),
+                 y=quantity(f'{_OBJECTIVE}_at', axis=axis, scale=_RANGE))
     return ticks | dict(width=14, height=_HEIGHT)
 
 def _parallel(sweep: _Sweep) -> dict:
@@ -282,13 +271,13 @@ def _learning(sweep: _Sweep) -> dict:
     values = np.concatenate([curve['val_rmse'] for curve in sweep.curves])
     lowest = min(min(curve['train_rmse']) for curve in sweep.curves)
     scale = dict(domain=[lowest, float(np.quantile(values, .98))], clamp=True)
-    y = {field: _quantity(field, title=sweep.error, scale=scale) for field in _LISTS[1:]}
-    shared = dict(x=_quantity('epoch'), color=_colour(sweep), detail=_name('name'))
+    y = {field: quantity(field, title=sweep.error, scale=scale) for field in _LISTS[1:]}
+    shared = dict(x=quantity('epoch'), color=_colour(sweep), detail=category('name'))
     several = [*drawn, dict(filter='datum.seeds > 1')]
     layers = [
-        _mark('area', several, look=dict(opacity=.15), **shared, y=y['low'], y2=dict(field='high')),
-        _mark('line', drawn, look=dict(strokeWidth=1, strokeDash=[3, 3], opacity=.6), **shared, y=y['train_rmse']),
-        _mark('line', drawn, look=dict(strokeWidth=1.6), **shared, y=y['val_rmse'], tooltip=_tips(sweep))]
+        mark('area', several, look=dict(opacity=.15), **shared, y=y['low'], y2=dict(field='high')),
+        mark('line', drawn, look=dict(strokeWidth=1, strokeDash=[3, 3], opacity=.6), **shared, y=y['train_rmse']),
+        mark('line', drawn, look=dict(strokeWidth=1.6), **shared, y=y['val_rmse'], tooltip=_tips(sweep))]
     return dict(layer=layers, width=WIDTH - 65, height=190)
 
 # %% ../../nbs/analysis/13_interactive.ipynb #969275b1
@@ -305,16 +294,16 @@ def _one_effect(sweep: _Sweep, scale: _Scale, width: int) -> dict:
     "The selected configurations by their value of an axis, and the mean of each value."
     error = sweep.rows[_OBJECTIVE]
     first = scale is sweep.scales[0]
-    x = _name(scale.axis, scale=dict(domain=list(scale.labels)), axis=dict(labelAngle=0, titlePadding=8))
+    x = category(scale.axis, scale=dict(domain=list(scale.labels)), axis=dict(labelAngle=0, titlePadding=8))
     axis = dict(title=sweep.labels[_OBJECTIVE] if first else None, labels=first, ticks=first)
     y = dict(scale=dict(domain=[error.min(), error.quantile(.98)], clamp=True), axis=axis)
-    tips = [_name(scale.axis), _quantity('mean', format='.4f'), _quantity('n', title='configurations')]
+    tips = [category(scale.axis), quantity('mean', format='.4f'), quantity('n', title='configurations')]
     means = _means(sweep, scale.axis)
     layers = [
-        _mark('tick', [_selected(sweep)], look=dict(color='#999', opacity=.5, width=12), x=x,
-              y=_quantity(_OBJECTIVE, **y)),
-        _mark('rule', means, look=dict(color=BLUE, strokeWidth=2), x=x, y=_quantity('low', **y), y2=dict(field='high')),
-        _mark('circle', means, look=dict(color=BLUE, size=60, opacity=1), x=x, y=_quantity('mean', **y), tooltip=tips)]
+        mark('tick', [_selected(sweep)], look=dict(color='#999', opacity=.5, width=12), x=x,
+             y=quantity(_OBJECTIVE, **y)),
+        mark('rule', means, look=dict(color=BLUE, strokeWidth=2), x=x, y=quantity('low', **y), y2=dict(field='high')),
+        mark('circle', means, look=dict(color=BLUE, size=60, opacity=1), x=x, y=quantity('mean', **y), tooltip=tips)]
     return dict(layer=layers, width=width, height=150)
 
 def _all_effects(sweep: _Sweep) -> dict:
@@ -329,7 +318,7 @@ def _column(rows: Sequence[dict], field: str, heading: str, width: int, **encodi
     align, x, anchor = ('left', 0, 'start') if field in ('name', 'page') else ('right', width, 'end')
     colour = dict(condition=[dict(test='datum.chosen', value=VERMILION), dict(param='kept', empty=False, value=BLUE)])
     y = dict(field='place', type='ordinal', axis=None)
-    text = _mark('text', rows, name=f'column_{field}', look=dict(align=align, x=x), y=y, color=colour, **encoding)
+    text = mark('text', rows, name=f'column_{field}', look=dict(align=align, x=x), y=y, color=colour, **encoding)
     title = dict(text=heading, anchor=anchor, fontSize=11, offset=4)
     return text | dict(width=width, height=dict(step=18), title=title)
 
@@ -338,9 +327,9 @@ def _list(sweep: _Sweep) -> dict:
     key = {'calculate': "order == 'val_r2' ? -datum.val_r2 : datum[order]", 'as': 'key'}
     place = dict(window=[{'op': 'row_number', 'as': 'place'}], sort=[dict(field='key')])
     rows = [_selected(sweep), key, place, dict(filter=f'datum.place <= {TABLE_ROWS}')]
-    columns = [_column(rows, 'name', 'configuration', 260, text=_name('name'), tooltip=_tips(sweep))]
-    for metric in METRICS: columns.append(_column(rows, metric, metric, 100, text=_quantity(metric, format='.3f')))
-    if sweep.linked: columns.append(_column(rows, 'page', 'MLflow', 45, text=dict(value='open'), href=_name('page')))
+    columns = [_column(rows, 'name', 'configuration', 260, text=category('name'), tooltip=_tips(sweep))]
+    for metric in METRICS: columns.append(_column(rows, metric, metric, 100, text=quantity(metric, format='.3f')))
+    if sweep.linked: columns.append(_column(rows, 'page', 'MLflow', 45, text=dict(value='open'), href=category('page')))
     return dict(hconcat=columns, spacing=10)
 
 # %% ../../nbs/analysis/13_interactive.ipynb #ec18b08d
@@ -350,8 +339,8 @@ def _tally(sweep: _Sweep) -> dict:
              f" + (datum.n > {MAX_LINES} ? '; lines: the best {MAX_LINES}' : '')"
              f" + (datum.n > {DRAWN_CURVES} ? '; curves: the best {DRAWN_CURVES}' : '')")
     count = dict(aggregate=[{'op': 'count', 'as': 'n'}], groupby=[])
-    text = _mark('text', [_selected(sweep), count, {'calculate': words, 'as': 'words'}], name='tally',
-                 look=dict(align='left', x=0, fontSize=13, fontWeight='bold'), text=_name('words'))
+    text = mark('text', [_selected(sweep), count, {'calculate': words, 'as': 'words'}], name='tally',
+                look=dict(align='left', x=0, fontSize=13, fontWeight='bold'), text=category('words'))
     return text | dict(width=WIDTH - 65, height=18)
 
 def _views(sweep: _Sweep) -> list[dict]:
@@ -383,18 +372,6 @@ def _specification(sweep: _Sweep) -> dict:
 HINT = ('Drag in the two upper charts, or along an axis, to select; double-click there to undo it. Hover to see which '
         'configuration it is, click to keep it. Dashed lines are the thresholds of the policy, orange is the '
         'configuration that it chooses, dashed curves are training errors.')
-
-_COLOURS = """
-const frame = window.frameElement, theme = frame && frame.ownerDocument.body.dataset.jpThemeLight;
-const system = matchMedia('(prefers-color-scheme: dark)');
-function isDark() { return theme ? theme === 'false' : system.matches; }
-function colours() {
-  const ink = isDark() ? '#ddd' : '#222', faint = isDark() ? '#444' : '#ddd';
-  const label = {labelColor: ink, titleColor: ink};
-  return {background: 'transparent', title: {color: ink}, text: {color: ink}, legend: label,
-          axis: {...label, domainColor: ink, tickColor: ink, gridColor: faint}};
-}
-"""
 
 # %% ../../nbs/analysis/13_interactive.ipynb #28fd8d70
 _SHOW = """
@@ -428,14 +405,9 @@ body { margin: 1rem; font: 15px/1.45 system-ui, sans-serif; } html.framed body {
 html.dark body { color: #ddd; } html.dark:not(.framed) { background: #16181b; color-scheme: dark; }
 """
 
-@cache
-def _bundle() -> str:
-    "Vega, Vega-Lite and Vega-Embed, which take a second to be put together."
-    return vl_convert.javascript_bundle()
-
 def charts_program() -> str:
     "The JavaScript that draws the charts: Vega, Vega-Lite, Vega-Embed, and the call."
-    return f'{_bundle()}\n{{{_COLOURS}{_SHOW}}}'.replace('</script', '<\\/script')
+    return f'{bundle()}\n{{{COLOURS}{_SHOW}}}'.replace('</script', '<\\/script')
 
 def _page(title: str, body: str) -> str:
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Share', 'REQUIRED_METRICS', 'HYPERPARAMETERS', 'KEEP', 'MEASURE_MORE', 'NOT_TRUSTED', 'GO_BACK', 'WATCH_ACTIONS',
-           'Policy', 'Rule', 'verdict_html', 'rules_html', 'Decision', 'decide_registration', 'Choice',
+           'Policy', 'Rule', 'verdict_html', 'rules_html', 'Decision', 'decide_registration', 'Choice', 'Candidates',
            'choose_candidate', 'decide_reproduction', 'code_rules', 'lineage_rules', 'as_retrained', 'already_champion',
            'test_set_differences', 'decide_promotion', 'decide_rollback', 'Evidence', 'Questions', 'e_value',
            'WatchDecision', 'decide_watch']
@@ -211,6 +211,10 @@ def _not_failed(failed: str, force: bool) -> Rule:
     if force: return Rule('not_failed', True, f"{failed}: accepted with force=True")
     return Rule('not_failed', False, f"{failed}: force=True takes it anyway, and records it")
 
+def _fixed_rules(run: Mapping, failed: str, force: bool) -> tuple[Rule, Rule, Rule]:
+    "The rules of a registration that no threshold changes."
+    return _finished(run), _metrics_logged(run), _not_failed(failed, force)
+
 # %% ../../nbs/registry/01_policy.ipynb #af251f23
 def decide_registration(
     run: Mapping,         # `status`, the metrics, and `run_name`
@@ -219,8 +223,8 @@ def decide_registration(
     force: bool = False,  # accept that it failed
 ) -> Decision:
     "May this run be registered?"
-    rules = _finished(run), _metrics_logged(run), _gap(run, policy), _not_failed(failed, force)
-    return Decision(f"registration of {run.get('run_name', 'the run')}", rules)
+    first, second, last = _fixed_rules(run, failed, force)
+    return Decision(f"registration of {run.get('run_name', 'the run')}", (first, second, _gap(run, policy), last))
 
 # %% ../../nbs/registry/01_policy.ipynb #9664bf1e
 def _best_r2(rows: Sequence[Mapping]) -> float | None:
@@ -272,12 +276,15 @@ class Choice(_ShownChoice):
         return self.chosen is not None
 
 # %% ../../nbs/registry/01_policy.ipynb #cc765356
-def _ranked(runs: pd.DataFrame, rules: Sequence[Sequence[Rule]]) -> pd.DataFrame:
-    "All runs, best first, with the columns `eligible` and `reason`."
+def _ranked(runs: pd.DataFrame) -> pd.DataFrame:
+    "All runs, best first."
+    keys = [k for k in ('best_val_rmse', 'config_digest', 'run_id') if k in runs]
+    return runs.sort_values(keys, ignore_index=True) if len(runs) else runs
+
+def _judged(runs: pd.DataFrame, rules: Sequence[Sequence[Rule]]) -> pd.DataFrame:
+    "Runs with the columns `eligible` and `reason`."
     reasons = ['; '.join(rule.reason for rule in of_run if not rule.passed) for of_run in rules]
-    judged = runs.assign(eligible=[not r for r in reasons], reason=[r or 'passes every rule' for r in reasons])
-    keys = [k for k in ('best_val_rmse', 'config_digest', 'run_id') if k in judged]
-    return judged.sort_values(keys, ignore_index=True) if len(judged) else judged
+    return runs.assign(eligible=[not r for r in reasons], reason=[r or 'passes every rule' for r in reasons])
 
 def _plural(n: int) -> str:
     "A number of runs in words."
@@ -294,6 +301,8 @@ def _why_chosen(table: pd.DataFrame, chosen: dict, passed_over: int) -> str:
     return why + (f"; {_plural(passed_over)} with a lower best_val_rmse did not pass" if passed_over else '')
 
 # %% ../../nbs/registry/01_policy.ipynb #ca473cdd
+_JUDGED = ['run_name', 'status', 'error', 'config_digest', 'generalisation_gap', 'val_r2', *REQUIRED_METRICS]  # columns
+
 def _smallest_threshold(rows: Sequence[Mapping], rules: Sequence[Sequence[Rule]]) -> float | None:
     "The smallest gap_threshold that would admit a run, when nothing but its gap is in the way."
     gaps = []
@@ -311,6 +320,32 @@ def _why_none(table: pd.DataFrame, threshold: float | None) -> str:
 
 def _would_admit(threshold: float | None) -> str:
     return '' if threshold is None else f"; a gap threshold of {threshold:.3f} would admit one"
+
+# %% ../../nbs/registry/01_policy.ipynb #39b4601c
+class Candidates:
+    "The runs of a sweep, read once, to choose from by one policy after another."
+    def __init__(self,
+                 runs: pd.DataFrame,                        # of `runs.load_runs`
+                 failed: Mapping[str, str] | None = None,   # see `choose_candidate`
+                 force: bool = False):                      # see `choose_candidate`
+        self.runs = _ranked(runs)
+        self.rows = self.runs[self.runs.columns.intersection(_JUDGED)].to_dict('records')
+        self.best_r2 = _best_r2(self.rows)
+        self.fixed = [_fixed_rules(row, (failed or {}).get(row.get('config_digest'), ''), force) for row in self.rows]
+
+    def choose(self,
+               policy: Policy,  # its thresholds
+    ) -> Choice:
+        "The run with the lowest best_val_rmse that passes every rule."
+        rules = [(first, second, _gap(row, policy), last, _r2_rule(row, self.best_r2, policy))
+                 for row, (first, second, last) in zip(self.rows, self.fixed)]
+        table, floor = _judged(self.runs, rules), _r2_floor(self.best_r2, policy)
+        eligible = table[table.eligible] if len(table) else table
+        if not len(eligible):
+            threshold = _smallest_threshold(self.rows, rules)
+            return Choice(table, None, _why_none(table, threshold), threshold, floor)
+        chosen = eligible.iloc[0].to_dict()
+        return Choice(table, chosen, _why_chosen(table, chosen, int(eligible.index[0])), None, floor)
 
 # %% ../../nbs/registry/01_policy.ipynb #f91a9f80
 def choose_candidate(
@@ -347,21 +382,7 @@ def choose_candidate(
     --------
     promote : chooses, retrains, registers and decides
     """
-    policy = policy or Policy()
-    failed = failed or {}
-    rows = runs.to_dict('records')
-    best_r2 = _best_r2(rows)
-    rules = []
-    for row in rows:
-        registration = decide_registration(row, policy, failed.get(row.get('config_digest'), ''), force)
-        rules.append([*registration.rules, _r2_rule(row, best_r2, policy)])
-    table, floor = _ranked(runs, rules), _r2_floor(best_r2, policy)
-    eligible = table[table.eligible] if len(table) else table
-    if not len(eligible):
-        threshold = _smallest_threshold(rows, rules)
-        return Choice(table, None, _why_none(table, threshold), threshold, floor)
-    chosen = eligible.iloc[0].to_dict()
-    return Choice(table, chosen, _why_chosen(table, chosen, int(eligible.index[0])), None, floor)
+    return Candidates(runs, failed, force).choose(policy or Policy())
 
 # %% ../../nbs/registry/01_policy.ipynb #80d912b9
 def _reproduced_exactly(before: float, after: float) -> Rule:
