@@ -1,5 +1,6 @@
 "The notebooks' widgets as a person uses them: `make lab`, a browser, a slider moved, and the figure seen to change."
 import contextlib
+import json
 import re
 import subprocess
 
@@ -12,7 +13,8 @@ from lab import figure, jupyterlab, slider, until, wrong
 SWEEP = ['--hidden-dim', '32,64', '--lr', '1e-2,3e-3', '--batch-size', '32', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '100']  # the gaps differ
 LONG = ['--hidden-dim', '8,10,12,14,16,18', '--lr', '1e-2,3e-3', '--batch-size', '16,24,32', '--dropout', '0', '--weight-decay', '0', '--epochs', '100',
         '--workers', '1']  # two runs at a time, and longer than anybody looks
-IMPORTS = 'from bioai_esol.analysis.explorer import *\nfrom bioai_esol.store.runs import *\n'
+IMPORTS = 'from bioai_esol.analysis.explorer import *\nfrom bioai_esol.analysis.live_sweep import *\nfrom bioai_esol.store.runs import *\n'
+EASY = 'from bioai_esol.registry.policy import Policy\nPolicyExplorer(load_runs("lab"), Policy(gap_threshold=3, r2_tolerance=.99))'
 
 
 @pytest.fixture(scope='module')
@@ -54,50 +56,54 @@ def analysis(lab, page):
     lab.stop_kernels(page)
 
 
-def choice(folder, page):
-    "What the policy says of the sweep under the thresholds that the sliders show."
-    from bioai_esol.store.runs import load_runs
-    from bioai_esol.registry.policy import choose_candidate, Policy
-    thresholds = {key: value(page, name) for key, name in dict(gap_threshold='gap threshold', r2_tolerance='R² tolerance').items()}
-    return choose_candidate(load_runs('lab', tracking_uri=uri_of(folder)), Policy(**thresholds))
-
-
 def value(page, name):
     return float(slider(page, name).get_attribute('aria-valuetext'))
 
 
-def told(page):
-    "The text that the widget shows under its figure, and the runs of its first table."
-    text = page.locator('.widget-html', has=page.locator('p, table')).first  # a progress bar has neither
-    rows = text.locator('table').first.locator('tbody tr td:first-child')
-    return text.inner_text(), rows.all_inner_texts()
+def shown(page):
+    "What the page drew last: the parameters of the first chart."
+    text = page.locator('[data-shown]').first.get_attribute('data-shown')
+    return text and json.loads(text)
 
 
-def follows(folder, page, before):
-    "Wait until the page says what the policy says, and the figure is another one; gives both."
-    made = choice(folder, page)
-    eligible = list(made.runs.run_name[made.runs.eligible])
+def said(page):
+    "All that widgets say in words."
+    return '\n'.join(page.locator('.widget-html').all_inner_texts())
+
+
+def verdict(folder, page):
+    "What the policy says of the sweep under the thresholds that the sliders show."
+    from bioai_esol.registry.policy import choose_candidate, Policy
+    from bioai_esol.store.runs import load_runs
+    names = dict(gap_threshold='gap threshold', r2_tolerance='R² tolerance')
+    return choose_candidate(load_runs('lab', tracking_uri=uri_of(folder)), Policy(**{key: value(page, name) for key, name in names.items()}))
+
+
+def follows(folder, page):
+    "Wait until words and chart say what the policy says; gives it."
+    choice = verdict(folder, page)
     def true():
-        text, runs = told(page)
-        return made.reason in text and (runs == eligible if made.approved else 'no candidate' in text)
-    until(page, true, f'{eligible} and: {made.reason}')
-    until(page, lambda: figure(page) not in (None, before), 'another figure')
-    return made, figure(page)
+        drawn = shown(page)
+        return choice.reason in said(page) and drawn['passes'] == choice.runs.eligible.tolist() and drawn['gap'] == value(page, 'gap threshold')
+    until(page, true, choice.reason)
+    return choice
 
 
-def test_figure_runs_and_decision_follow_the_sliders(folder, analysis):
-    page, first = analysis, figure(analysis)
-    one = choice(folder, page)
+def test_verdict_chart_and_rules_follow_the_sliders(folder, notebook):
+    page = notebook('PolicyExplorer(load_runs("lab"))')
+    page.locator('[data-shown]').first.wait_for()
+    one = follows(folder, page)
     assert one.approved
     handle = slider(page, 'gap threshold')
     handle.focus()
     while value(page, 'gap threshold') > one.chosen['generalisation_gap']:
         page.keyboard.press('ArrowLeft')
-    two, second = follows(folder, page, first)
+    two = follows(folder, page)
     assert not two.approved or two.chosen['run_id'] != one.chosen['run_id']
     page.keyboard.press('Home')
-    none, third = follows(folder, page, second)
-    assert not none.approved, 'the smallest threshold of the slider lets no run of this sweep pass'
+    assert not follows(folder, page).approved, 'the smallest threshold of the slider lets no run of this sweep pass'
+    assert 'no candidate' in said(page) and shown(page)['chosen'] == -1
+    assert page.get_by_role('button', name='Promote …').is_disabled()
     track = page.locator('.widget-slider', has_text='gap threshold').locator('.noUi-base').bounding_box()
     knob = handle.bounding_box()
     page.mouse.move(knob['x'] + knob['width'] / 2, knob['y'] + knob['height'] / 2)
@@ -105,12 +111,67 @@ def test_figure_runs_and_decision_follow_the_sliders(folder, analysis):
     page.mouse.move(track['x'] + track['width'], knob['y'], steps=8)
     page.mouse.up()
     assert value(page, 'gap threshold') == float(handle.get_attribute('aria-valuemax'))
-    _, fourth = follows(folder, page, third)
+    follows(folder, page)
     slider(page, 'R² tolerance').focus()
     page.keyboard.press('End')
-    wide, _ = follows(folder, page, fourth)
-    assert wide.runs.eligible.sum() > one.runs.eligible.sum()
+    assert follows(folder, page).runs.eligible.sum() > one.runs.eligible.sum()
+    assert "esol.promote('lab', esol.Policy(gap_threshold=1.0, r2_tolerance=0.5))" in said(page)
+    page.locator('.vega-embed path[aria-roledescription="circle"]').first.hover()
+    page.locator('#vg-tooltip-element').get_by_text('best_val_rmse').wait_for()
     assert wrong(page) == []
+
+
+WATCHED = """() => {
+    const place = document.querySelector('[data-shown]'), handle = document.querySelector('.noUi-handle'), times = [];
+    let moved = null;
+    new MutationObserver(() => { moved ??= performance.now(); }).observe(handle, {attributeFilter: ['aria-valuenow']});
+    new MutationObserver(() => {
+        if (moved === null || JSON.parse(place.dataset.shown).gap !== Number(handle.getAttribute('aria-valuenow'))) return;
+        times.push(performance.now() - moved);
+        moved = null;
+    }).observe(place, {attributeFilter: ['data-shown']});
+    window.times = times;
+}"""
+MANY = """runs = load_runs('lab')
+many = pd.concat([runs] * {n}, ignore_index=True).head({runs})
+many = many.assign(run_id=[f'r{{i}}' for i in range(len(many))])
+PolicyExplorer(many)"""
+
+
+@pytest.mark.parametrize('runs, limit_ms', [(162, 150), (10_000, 500)])
+def test_a_slider_is_answered_while_it_moves(runs, limit_ms, notebook):
+    "From the value of the slider to the chart that shows it, the kernel's judgement in between: the middle of twenty steps."
+    page = notebook('import pandas as pd\n' + MANY.format(n=-(-runs // 8), runs=runs))
+    page.locator('[data-shown]').first.wait_for()
+    page.evaluate(WATCHED)
+    slider(page, 'gap threshold').focus()
+    for n in range(20):
+        page.keyboard.press('ArrowLeft')
+        until(page, lambda: len(page.evaluate('window.times')) > n, f'step {n + 1}')
+    times = sorted(page.evaluate('window.times'))
+    print(f'{runs} runs: {times[10]:.0f} ms in the middle, {times[18]:.0f} ms at most in 19 of 20')
+    assert times[10] <= limit_ms, times
+    assert wrong(page) == []
+
+
+def test_the_button_promotes_after_asking(folder, notebook):
+    page = notebook(EASY)
+    promote, yes = page.get_by_role('button', name='Promote …'), page.get_by_role('button', name='Yes')
+    assert not yes.is_visible()
+    promote.click()
+    page.get_by_text('as the first one?').wait_for()
+    page.get_by_role('button', name='No', exact=True).click()
+    assert not yes.is_visible() and esol_status(folder).empty
+    promote.click()
+    yes.click()
+    page.get_by_text('is the champion already, as version 1').wait_for(timeout=120_000)
+    assert esol_status(folder).alias.tolist() == ['champion'] and promote.is_disabled()
+    assert wrong(page) == []
+
+
+def esol_status(folder):
+    import bioai_esol as esol
+    return esol.status(tracking_uri=uri_of(folder))
 
 
 def test_work_is_saved_beside_the_project(lab, analysis):
@@ -140,31 +201,49 @@ def test_picked_runs_are_compared(notebook):
     assert wrong(page) == []
 
 
-def test_a_running_sweep_is_watched_without_a_click(folder, page, notebook):
+def test_a_running_sweep_is_watched_paused_and_stopped(folder, page, notebook):
+    "Watched by another process than its own, through the store alone."
     from bioai_esol.errors import BioaiError
+    from bioai_esol.store.live import sweep_state
     from bioai_esol.store.runs import load_runs
     sweep = subprocess.Popen([PROGRAM, 'sweep', *LONG, '--run-tag', 'live'], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    def state():
+        return sweep_state('live', tracking_uri=uri_of(folder))
     def begun():
         assert sweep.poll() is None, sweep.stderr.read()
         with contextlib.suppress(BioaiError):  # no such sweep yet
             return len(load_runs('live', tracking_uri=uri_of(folder)))
-    counts, figures = [], []
+    shares, counts = [], []
     def risen():
-        assert sweep.poll() is None, f'the sweep ended, and what was seen of it is {counts} finished runs'
-        found = re.search(r'(\d+) of 36 runs', '\n'.join(page.locator('.widget-html').all_inner_texts()))
-        if found and int(found[1]) not in counts:
-            counts.append(int(found[1]))
-            figures.append(figure(page))
-        return len(counts) == 3
+        assert sweep.poll() is None, f'the sweep ended, and what was seen of it is {shares}'
+        words = said(page)
+        for pattern, seen in ((r'(\d+)% of the epochs', shares), (r'(\d+) of 36 runs finished', counts)):
+            found = re.search(pattern, words)
+            if found and int(found[1]) not in seen:
+                seen.append(int(found[1]))
+        return len(shares) >= 3 and len(counts) >= 2
     try:
         until(page, begun, 'the sweep to begin', 60)
-        notebook('LiveSweep("live")')
-        until(page, risen, 'the number of finished runs to rise twice', 60)
-        assert counts == sorted(counts)
-        until(page, lambda: figure(page) not in (None, figures[0]), 'another figure')
+        notebook('LiveSweep("live", seconds=1)')
+        until(page, risen, 'the sweep to go on', 90)
+        assert shares == sorted(shares) and counts == sorted(counts) and 'left' in said(page) and '1 worker' in said(page)
+        page.locator('.vega-embed path[aria-roledescription="line mark"]').first.wait_for()
+        page.get_by_role('button', name='Pause', exact=True).click()
+        page.get_by_text(re.compile(r'^paused on ')).wait_for()
+        before = state()
+        page.wait_for_timeout(5_000)
+        assert (state().share, state().status, sweep.poll()) == (before.share, 'paused', None)
+        page.get_by_role('button', name='Go on', exact=True).click()
+        until(page, lambda: state().share > before.share, 'the sweep to go on after its pause', 60)
+        page.get_by_role('button', name='Stop …').click()
+        page.get_by_role('button', name='Yes').click()
+        assert sweep.wait(60) == 130
+        assert 'stopped as it was asked to after' in (words := sweep.stderr.read()) and 'the same command continues' in words, words
+        page.get_by_text(re.compile(r'^over: \d+ of 36 runs finished; the same command continues it')).wait_for()
+        assert set(load_runs('live', tracking_uri=uri_of(folder)).status) <= {'FINISHED', 'KILLED'}
         assert wrong(page) == []
     finally:
-        sweep.terminate()
+        sweep.kill()
         sweep.wait(60)
 
 

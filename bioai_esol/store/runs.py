@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEMBERS_SUFFIX', 'SUMMARY', 'typed_params', 'search', 'runs_table', 'whole_tag', 'run_row', 'fetch_artifacts',
-           'sweep_parents', 'newest_run_tag', 'sweeps', 'metric_names', 'typed_runs', 'load_runs', 'planned',
-           'underway', 'load_histories', 'run_pages', 'load_predictions']
+           'sweep_parents', 'newest_run_tag', 'sweeps', 'metric_names', 'typed_runs', 'load_runs', 'newest_sweep',
+           'finished_of', 'load_histories', 'run_pages', 'load_predictions']
 
 # %% ../../nbs/store/05_runs.ipynb #e1eb87b4
 import contextlib, gc, itertools, json, re, sqlite3, sys, tempfile
@@ -301,27 +301,21 @@ def load_runs(run_tag: str | None = None, *, tracking_uri: str | None = None) ->
     return typed_runs(runs.drop_duplicates('config_digest', keep='last').reset_index(drop=True))
 
 # %% ../../nbs/store/05_runs.ipynb #9b2a26ff
-def _newest_sweep(store: Store, run_tag: str | None) -> 'Run':
+def newest_sweep(
+    store: Store,          # the opened store
+    run_tag: str | None,   # the sweep; the one that `load_runs` takes when None
+) -> 'Run':                # the run that stands for it
+    "The last start of a sweep."
     return search(store, kind='sweep', run_tag=_resolve(store, run_tag))[-1]
 
-def planned(
-    run_tag: str | None = None,        # the sweep; the one that `load_runs` takes when not given
-    *,
-    tracking_uri: str | None = None,   # see `client.store_uri`
-) -> int:
-    "How many configurations the sweep has, trained or not."
-    store = connect(tracking_uri)
-    sweep = _newest_sweep(store, run_tag)
+def finished_of(
+    store: Store,    # the opened store
+    sweep: 'Run',    # of `newest_sweep`
+) -> tuple[int, int]:
+    "How many configurations of a sweep are finished, and how many it has."
     tag = sweep.data.tags['run_tag']
-    return _planned(sweep, len(_newest_runs(store, run_tag=tag).get(tag, {})))
-
-def underway(
-    run_tag: str | None = None,        # the sweep; the one that `load_runs` takes when not given
-    *,
-    tracking_uri: str | None = None,   # see `client.store_uri`
-) -> bool:
-    "Does the sweep say that it goes on? One whose process was killed says so until the sweep is started again."
-    return _newest_sweep(connect(tracking_uri), run_tag).info.status == 'RUNNING'
+    runs = _newest_runs(store, run_tag=tag).get(tag, {})
+    return sum(run.info.status == 'FINISHED' for run in runs.values()), _planned(sweep, len(runs))
 
 # %% ../../nbs/store/05_runs.ipynb #d14e211d
 _HISTORY_QUERY = '''

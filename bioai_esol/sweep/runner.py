@@ -6,7 +6,7 @@
 __all__ = ['HEARTBEAT_TIMEOUT_S', 'logger', 'unused_run_tag', 'SweepInterrupted', 'SweepResult', 'run_sweep']
 
 # %% ../../nbs/sweep/02_runner.ipynb #6717a283
-import itertools, logging, multiprocessing as mp, signal, socket, sys, threading, time
+import itertools, logging, math, multiprocessing as mp, signal, socket, sys, threading, time
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,7 @@ from ..errors import BioaiError, ConfigError, without_password
 from ..models.fitted import MoleculeSet
 from ..store.client import connect, Store, store_lock
 from ..store.doctor import require_writable_artifacts
+from ..store.live import BlockState, state_tag, SweepState
 from ..store.outbox import deliver_pending, now_ms, Outbox, Record
 from ..store.runs import runs_table, search, typed_runs, whole_tag
 from ..store.writer import Delivery, fail_run, Writer
@@ -31,9 +32,16 @@ from .grid import block_cost, blocks, Grid, MEMBERS, SEEDS
 from ..training.config import split_key, TrainConfig
 from ..training.engine import make_task, TrainResult
 from ..training.lineage import lineage
-from ..training.worker import require_loadable_main, train_from_pipe
+from ..training.worker import GO_ON, PAUSE, require_loadable_main, train_from_pipe
 
 # %% ../../nbs/sweep/02_runner.ipynb #aa35a241
+@dataclass(frozen=True)
+class _Tick:
+    "What a worker told of its block."
+    epoch: int
+    val_rmse: list[float]  # of each configuration
+
+# %% ../../nbs/sweep/02_runner.ipynb #b5e20b04
 @dataclass
 class _Worker:
     "A worker process as the parent sees it."
@@ -41,8 +49,13 @@ class _Worker:
     pipe: Connection
     block: list[TrainConfig] = field(default_factory=list)
     runs: list[Record] = field(default_factory=list)  # one for each configuration of the block
-    epochs_seen: int = 0                              # of the block, in ticks
+    ticks: list[_Tick] = field(default_factory=list)  # of the block
     trouble: str = ''                                 # the words of the exception that ended its work
+
+    @property
+    def epochs_seen(self) -> int:
+        "Epochs of the block that were told."
+        return self.ticks[-1].epoch if self.ticks else 0
 
 def _start_worker(device: str) -> _Worker:
     context = mp.get_context('spawn')
@@ -133,8 +146,14 @@ class _Progress:
         with suppress(OSError): self.bar.close()
 
 # %% ../../nbs/sweep/02_runner.ipynb #4b9d0d06
-class _SweepProgress(_Progress):
+class _Counting(_Progress):
     "The same, told by the sweep what was trained and what was written."
+    def __init__(self, blocks: Sequence[list[TrainConfig]], reused: int):
+        super().__init__(blocks, reused)
+        self.trained = 0                  # of `bar.total`
+        self.started = time.monotonic()   # later by every pause
+        self.paused_at = None
+
     def wrote(self, ok: bool | None):
         "A run is in the store; None: one that is not counted."
         self.done += ok is True
@@ -145,9 +164,32 @@ class _SweepProgress(_Progress):
         "Some epochs of a block are over."
         self.best = min(self.best, best)
         cost = round(block_cost(block) * epochs / block[0].epochs)
-        left = self.bar.total - self.bar.n  # rounding must not overshoot
-        with suppress(OSError): self.bar.update(min(cost, left))
+        cost = min(cost, self.bar.total - self.trained)  # rounding must not overshoot
+        self.trained += cost
+        with suppress(OSError): self.bar.update(cost)
         self.show()
+
+# %% ../../nbs/sweep/02_runner.ipynb #b5e20b03
+class _SweepProgress(_Counting):
+    "The same, with a clock that can be stopped, and in figures."
+    def pause(self, on: bool):
+        "The clock stands still while the sweep is paused."
+        now = time.monotonic()
+        if on: self.paused_at = now
+        else:
+            self.started += now - self.paused_at
+            self.paused_at = None
+            self.bar.unpause()
+        self.show('paused' if on else 'going on')
+
+    def state(self) -> SweepState:
+        "How the sweep stands."
+        share = self.trained / self.bar.total
+        took = (self.paused_at or time.monotonic()) - self.started
+        left = took * (1 - share) / share if share else None
+        best = None if math.isinf(self.best) else round(self.best, 4)
+        status = 'paused' if self.paused_at else 'running'
+        return SweepState(status, self.done, self.failed, self.total, best, share, left)
 
 # %% ../../nbs/sweep/02_runner.ipynb #1435ed97
 class _Interruption:
@@ -197,15 +239,20 @@ class _Crew:
     progress: _SweepProgress
     interruption: _Interruption
     workers: list[_Worker] = field(default_factory=list)
+    paused: bool = False
 
     def give(self, worker: _Worker):
         "Send the next block to an idle worker, or let it go home."
         worker.block = self.todo.pop(0) if self.todo else []
         _send(worker, worker.block or None)
         worker.runs = [self.log.open(self.writers[split_key(c)], c) for c in worker.block]
-        worker.epochs_seen = 0
+        worker.ticks = []
+        if self.paused: _send(worker, PAUSE)
         if not worker.block: self.workers.remove(worker)
 
+# %% ../../nbs/sweep/02_runner.ipynb #b5e20b05
+class _Hiring(_Crew):
+    "A crew that grows."
     def hire(self, n: int):
         "Start `n` workers; sending waits until a worker has imported PyTorch, which all of them do at the same time."
         new = [_start_worker(self.device) for _ in range(n)]
@@ -220,7 +267,7 @@ def _ending(code: int) -> str:
     return f"the worker process ended with code {code}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
 
 # %% ../../nbs/sweep/02_runner.ipynb #4b9d0d09
-class _Replacing(_Crew):
+class _Replacing(_Hiring):
     "A crew that goes on when one of its workers does not."
     def lost(self, worker: _Worker):
         "A worker has ended: its runs have failed, another worker takes its place."
@@ -241,9 +288,9 @@ class _Sweep(_Replacing):
         elif kind == 'failed': [worker.trouble] = content  # it ends now
         else: self.ticked(worker, *content)
 
-    def ticked(self, worker: _Worker, epochs: int, best: float):
+    def ticked(self, worker: _Worker, epochs: int, best: float, latest: list[float]):
         "Some epochs of a block are over."
-        worker.epochs_seen += epochs
+        worker.ticks.append(_Tick(worker.epochs_seen + epochs, latest))
         self.progress.advance(worker.block, epochs, best)
 
     def trained(self, worker: _Worker, results: list):
@@ -254,17 +301,45 @@ class _Sweep(_Replacing):
         self.log.keep()
         self.progress.advance(block, block[0].epochs - epochs_seen, _lowest(results))
 
+# %% ../../nbs/sweep/02_runner.ipynb #36b5ca8a
+def _figure(error: float) -> float | None: return round(error, 3) if math.isfinite(error) else None
+
+def _block_state(worker: _Worker) -> BlockState:
+    "What is told of a block in training."
+    names = [run.name for run in worker.runs]
+    curves = [[_figure(tick.val_rmse[k]) for tick in worker.ticks] for k in range(len(names))]
+    seen = [tick.epoch for tick in worker.ticks]
+    return BlockState(names, worker.epochs_seen, worker.block[0].epochs, seen, curves)
+
+# %% ../../nbs/sweep/02_runner.ipynb #45718074
+class _Asked(_Sweep):
+    "A crew at work that says how it stands, and listens."
+    def tags(self) -> dict[str, str]:
+        "How it stands, for the store."
+        at_work = [worker for worker in self.workers if worker.block]
+        blocks = tuple(map(_block_state, at_work))
+        return dict(progress=state_tag(replace(self.progress.state(), workers=len(at_work), blocks=blocks)))
+
+    def obey(self, request: str | None):
+        "Do what the sweep was asked for; None is no news."
+        if request == 'stop': raise KeyboardInterrupt('stopped as it was asked to')
+        if request is None or (request == 'pause') == self.paused: return
+        self.paused = not self.paused
+        for worker in self.workers: _send(worker, PAUSE if self.paused else GO_ON)
+        self.progress.pause(self.paused)
+        self.log.next_sign = 0.  # whoever asked is waiting to see it
+
 # %% ../../nbs/sweep/02_runner.ipynb #4b9d0d0a
-def _work_off(sweep: _Sweep, workers: int, parent: Record):
+def _work_off(sweep: _Asked, workers: int, parent: Record):
     "Train everything, and write most of it: `Delivery.finish` writes the rest."
     sweep.hire(min(workers, len(sweep.todo)))
     while sweep.workers:
         pipes = [sweep.interruption.pipe, *(w.pipe for w in sweep.workers)]
-        ready = wait(pipes, sweep.log.pause())
+        ready = wait(pipes, sweep.log.patience())
         sweep.interruption.obey()
-        sweep.log.alive(parent)
+        sweep.obey(sweep.log.alive(parent, sweep.tags))
         for worker in [w for w in sweep.workers if w.pipe in ready]: sweep.hear(worker)
-        if not ready: sweep.log.step()
+        if not ready and sweep.log.pause() == 0: sweep.log.step()
 
 # %% ../../nbs/sweep/02_runner.ipynb #cf5648a1
 def _device(name: str) -> str:
@@ -315,15 +390,15 @@ def _train_all(store: Store, grid: Grid, writers: dict, todo: list[TrainConfig],
     progress = _SweepProgress(cut, reused)
     with Outbox(store) as box, _Interruption() as interruption:
         log = Delivery(store, box, progress, interruption.sleep)
-        sweep = _Sweep(cut, writers, device, log, progress, interruption)
+        sweep = _Asked(cut, writers, device, log, progress, interruption)
         try:
             _work_off(sweep, grid.workers, parent)
             log.end(parent, 'FINISHED', seen_alive=str(now_ms()))
             log.finish(parent)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as e:
             progress.show('stopping')
             while log.pause() == 0: log.step()  # trained to the end
-            raise SweepInterrupted(f"interrupted after {progress.done} of {progress.total} runs; "
+            raise SweepInterrupted(f"{e or 'interrupted'} after {progress.done} of {progress.total} runs; "
                                    "the same command continues the sweep") from None
         finally:
             progress.close()

@@ -13,7 +13,7 @@ from bioai_esol.chem.dataset import load_esol, load_table
 from bioai_esol.registry.promotion import promote
 from bioai_esol.registry.versions import status
 from bioai_esol.errors import BioaiError
-from bioai_esol.store.runs import load_histories, load_predictions, load_runs, newest_run_tag, planned, sweeps
+from bioai_esol.store.runs import load_histories, load_predictions, load_runs, newest_run_tag, finished_of, newest_sweep, sweeps
 from bioai_esol.store.client import connect
 from bioai_esol.training.engine import HISTORY
 from quick import EASY
@@ -131,7 +131,7 @@ def test_a_run_that_somebody_tagged_is_no_sweep(tmp_path):
         run_id = store.client.create_run(store.experiment_id, tags=tags).info.run_id
         store.client.log_param(run_id, 'configurations', 'many')
     assert sweeps(tracking_uri=uri).run_tag.tolist() == ['by hand', 'mine']
-    assert planned('by hand', tracking_uri=uri) == 0 and load_runs('mine', tracking_uri=uri).status.tolist() == ['FINISHED', 'RUNNING']
+    assert finished_of(store, newest_sweep(store, 'by hand')) == (0, 0) and load_runs('mine', tracking_uri=uri).status.tolist() == ['FINISHED', 'RUNNING']
     assert newest_run_tag(store) == 'by hand'
     for ask in (lambda: load_runs('none', tracking_uri=uri), lambda: promote('none', tracking_uri=uri)):
         with pytest.raises(BioaiError, match='run tags: mine, by hand'):

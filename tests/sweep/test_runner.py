@@ -17,6 +17,7 @@ from bioai_esol.chem.dataset import load_esol
 from bioai_esol.sweep.grid import Grid
 from bioai_esol.sweep.runner import run_sweep
 from bioai_esol.store.client import connect
+from bioai_esol.store.live import ask_sweep, state_of, sweep_state
 from bioai_esol.store.runs import runs_table, typed_runs
 from bioai_esol.training.config import split_key, TrainConfig
 from bioai_esol.training.engine import make_task
@@ -182,18 +183,50 @@ def test_a_doubt_of_scikit_learn_is_kept_and_said_once(tmp_path, caplog, capfd):
 
 def test_a_sweep_says_that_it_is_alive(tmp_path, monkeypatch):
     import mlflow
-    told, real = [], mlflow.MlflowClient.set_tag
+    told, real = [], mlflow.MlflowClient.log_batch
 
-    def set_tag(self, run_id, key, value, *args, **kwargs):
-        told.append((key, int(value)))
-        return real(self, run_id, key, value, *args, **kwargs)
-    monkeypatch.setattr(mlflow.MlflowClient, 'set_tag', set_tag)
+    def log_batch(self, run_id, metrics=(), params=(), tags=(), **kwargs):
+        values = {tag.key: tag.value for tag in tags}
+        if set(values) == {'seen_alive', 'progress'}:
+            told.append((int(values['seen_alive']), state_of(values['progress'])))
+        return real(self, run_id, metrics, params, tags, **kwargs)
+    monkeypatch.setattr(mlflow.MlflowClient, 'log_batch', log_batch)
     monkeypatch.setattr('bioai_esol.store.writer.HEARTBEAT_INTERVAL_S', 0.2)
     grid = Grid(hidden_dim=16, lr=1e-2, batch_size=16, dropout=0, weight_decay=0, epochs=100, run_tag='alive', workers=1)
     run_sweep(grid, tracking_uri=fresh(tmp_path))
-    assert len(told) >= 2 and {key for key, _ in told} == {'seen_alive'} and told == sorted(told)
+    times, states = zip(*told)
+    shares = [state.share for state in states]
+    assert len(told) >= 2 and list(times) == sorted(times) and shares == sorted(shares) and shares[-1] > shares[0]
+    assert {state.status for state in states} == {'running'} and {state.total for state in states} == {1}
+    assert any(state.blocks and state.blocks[0].val_rmse[0] for state in states)
     [sweep] = runs_table(connect(f'sqlite:///{tmp_path}/mlflow.db'), 'alive', 'sweep').to_dict('records')
-    assert int(sweep['seen_alive']) > told[0][1] and sweep['status'] == 'FINISHED'  # the last note is the one of its end
+    assert int(sweep['seen_alive']) > times[0] and sweep['status'] == 'FINISHED'  # the last note is the one of its end
+
+
+def test_a_sweep_pauses_goes_on_and_stops_when_it_is_asked_to(tmp_path):
+    "Asked from another process; what was paused in its middle is what it would have been anyway."
+    uri = f'sqlite:///{tmp_path}/mlflow.db'
+    def state():
+        return sweep_state('small', tracking_uri=uri)
+    process = start(tmp_path, epochs=300)
+    wait_for(tmp_path, lambda s: s.get('RUNNING', 0) >= 4, process)
+    ask_sweep('pause', 'small', tracking_uri=uri)
+    wait_until(lambda: state().status == 'paused', process, seconds=60)
+    before = statuses(tmp_path), state().share
+    time.sleep(4)
+    assert (statuses(tmp_path), state().share, state().status) == (*before, 'paused') and state().silent_s < 20
+    ask_sweep('go on', 'small', tracking_uri=uri)
+    wait_until(lambda: statuses(tmp_path).get('FINISHED', 0) >= 1, process, seconds=120)
+    ask_sweep('stop', 'small', tracking_uri=uri)
+    out, err = process.communicate(timeout=120)
+    runs = typed_runs(runs_table(connect(uri), 'small'))
+    assert process.returncode == 130 and 'stopped as it was asked to after' in err and 'Traceback' not in err, (out, err)
+    assert state().status == 'over' and set(runs.status) <= {'FINISHED', 'KILLED'}
+    one = runs[runs.status == 'FINISHED'].iloc[0]
+    grid = Grid(hidden_dim=one.hidden_dim, lr=one.lr, batch_size=one.batch_size, dropout=one.dropout, weight_decay=one.weight_decay, epochs=300,
+                run_tag='again', workers=1)
+    [again] = run_sweep(grid, tracking_uri=uri).runs.to_dict('records')
+    assert {name: again[name] for name in FIGURES} == {name: one[name] for name in FIGURES}
 
 
 def test_a_worker_stays_small_over_many_blocks():
