@@ -174,7 +174,7 @@ def table(sym) -> str:
     back = returned(sym)
     if back: rows.append(('*returns*', type_name(back[0]), '', prose(back[1])))
     if not rows: return ''
-    lines = ['| argument | type | default | |', '|---|---|---|---|']
+    lines = ['| argument | type | default | meaning |', '|---|---|---|---|']
     lines += [f"| {name} | {code(kind) if kind else ''} | {code(value) if value else ''} | {text} |" for name, kind, value, text in rows]
     return '\n'.join(['::: {.arguments}', '', *lines, '', ':::'])
 

@@ -140,9 +140,18 @@ def twin(page: str, place: Path) -> str:
     return page.replace('</head>', f'<link rel="alternate" type="text/markdown" href="{copy.name}">\n</head>', 1) if copy.exists() else page
 
 
+def landmarks(page: str) -> str:
+    "The parts of a page under names of their own, for whoever has them read out; and a sidebar whose sections open from the keyboard."
+    for nav, name in (('class="navbar ', 'Site'), ('class="quarto-secondary-nav"', 'This page'), ('id="quarto-sidebar"', 'Pages'),
+                      ('class="page-navigation"', 'Previous and next page')):
+        page = page.replace(f'<nav {nav}', f'<nav aria-label="{name}" {nav}')
+    page = re.sub(r'(<a class="sidebar-item-toggle[^>]*?data-bs-target="(#[^"]*)")', r'\1 href="\2"', page)
+    return page.replace('role="navigation" aria-expanded', 'role="button" aria-expanded')
+
+
 def touched_up(page: str, place: Path) -> str:
     "The page that lies at `place`, touched up."
-    page = twin(page, place)
+    page = landmarks(twin(page, place))
     page = re.sub(r'<img\b[^>]*>', lambda m: picture(m, place), page)
     page = re.sub(r'(<table\b[^>]*>)(.*?)</table>', table, page, flags=re.S)
     page = re.sub(r'(<pre class="[^"]*">)<code class="sourceCode ?([\w-]*)">(.*?)(</code></pre>)', block, page, flags=re.S)

@@ -8,6 +8,7 @@ import touch_up
 
 CODE = re.compile(r'^(`{3,}).*?^\1$|(`+)[^`\n]+?\2', flags=re.M | re.S)  # blocks, and code within a line
 SIGNATURE = re.compile(r'<div class="signature"><span>(?:<em>(\w+)</em> )?<code>(.*?)</code></span>(?:<a class="source" href="([^"]*)">source</a>)?</div>')
+FRAME = re.compile(r'^<iframe\b[^>]*?\btitle="([^"]*)"[^>]*></iframe>$', flags=re.M)
 LEFT = re.compile(r'</?(?:div|p|span|section|figure|figcaption|details|summary|sub|sup|i|h\d|wbr)\b[^>]*>')
 
 
@@ -33,7 +34,6 @@ def signature(m: re.Match) -> str:
 def prose(text: str) -> str:
     "What is between code, without HTML."
     text = re.sub(r'<!--.*?-->|<style\b.*?</style>|<script\b.*?</script>|^:::[^\n]*$', '', text, flags=re.M | re.S)
-    text = re.sub(r'<iframe\b[^>]*?\btitle="([^"]*)"[^>]*></iframe>', r'*\1: charts that the page shows.*', text)
     text = re.sub(r'<svg\b.*?</svg>', '*A drawing that the page shows.*', text, flags=re.S)
     text = re.sub(r'<table\b.*?</table>', table, SIGNATURE.sub(signature, text), flags=re.S)
     text = re.sub(r'<code>(.*?)</code>', lambda m: code(m[1]), text)
@@ -45,6 +45,7 @@ def prose(text: str) -> str:
 
 def plain(copy: str) -> str:
     "A copy without HTML; code stays as it is."
+    copy = FRAME.sub(r'*\1: charts that the page shows.*', copy)  # first: the program in it has backticks too
     parts, at = [], 0
     for m in CODE.finditer(copy):
         parts += [prose(copy[at:m.start()]), m[0]]
