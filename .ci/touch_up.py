@@ -100,9 +100,9 @@ def lines(code: str) -> str:
 
 
 def width_class(code: str) -> str:
-    "How closely an output has to be set, so that its rows are not broken."
+    "How closely an output has to be set, so that its rows are not broken; not at all where they would be too small to read."
     longest = max((len(html.unescape(line)) for line in code.split('\n') if is_row(html.unescape(line))), default=0)
-    return ' dense' if longest > 111 else ' close' if longest > 98 else ''
+    return ' close' if 98 < longest <= 107 else ' dense' if 107 < longest <= 128 else ''
 
 
 def block(m: re.Match) -> str:

@@ -45,7 +45,7 @@ def prose(text: str) -> str:
 
 def plain(copy: str) -> str:
     "A copy without HTML; code stays as it is."
-    copy = FRAME.sub(r'*\1: charts that the page shows.*', copy)  # first: the program in it has backticks too
+    copy = FRAME.sub(r'*\1 (charts that the page shows)*', copy)  # first: the program in it has backticks too
     parts, at = [], 0
     for m in CODE.finditer(copy):
         parts += [prose(copy[at:m.start()]), m[0]]
