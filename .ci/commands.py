@@ -49,7 +49,7 @@ def table(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> st
         rows.append(f'| {names(action)} | {prose(otherwise)} | {prose(text)} |')
     if not rows: return ''
     head = 'option' if group._group_actions[0].option_strings else 'argument'
-    return '\n'.join([f'| {head} | default | |', '|---|---|---|', *rows])
+    return '\n'.join([f'| {head} | default | meaning |', '|---|---|---|', *rows])
 
 
 def sections(parser: argparse.ArgumentParser) -> str:

@@ -279,22 +279,29 @@ def configuration(commands: list[str] = ()) -> dict:
     for bar in (site['sidebar'], site['navbar']):
         for side in ('contents', 'left', 'right'):
             if side in bar: bar[side] = list(entries(bar[side], None))
-    site['favicon'] = path(site['favicon'])
+    site['favicon'], site['image'] = path(site['favicon']), path(site['image'].replace('/nbs/', '/'))
     from nbdev.config import get_config
     settings = get_config()
     site['repo-url'] = settings.git_url
-    site['page-footer'] = dict(left=f'{settings.title} {settings.version}', right=f'[Source code]({settings.git_url})')
+    site['site-url'] = settings.doc_host + settings.doc_baseurl
+    links = f'[Source code]({settings.git_url}) · [Report an issue]({settings.git_url}/issues/new)'
+    site['page-footer'] = dict(left=f'{settings.title} {settings.version}', right=links)
     return config
 
 
 def render():
     "The site, checked for broken links and leftovers, each page touched up."
     import touch_up
+    import twins
     tool = Path(sys.executable).with_name('smalldocs')
     subprocess.run([tool, 'render', '--strict', PROC], check=True)
     subprocess.run([tool, 'check', PROC], check=True)
     for path in (PROC / '_docs').rglob('*.html'):
-        path.write_text(touch_up.touched_up(path.read_text(encoding='utf-8')), encoding='utf-8')
+        path.write_text(touch_up.touched_up(path.read_text(encoding='utf-8'), path), encoding='utf-8')
+    for path in (PROC / '_docs').rglob('*.llms.md'):
+        path.write_text(twins.plain(path.read_text(encoding='utf-8')), encoding='utf-8')
+    site = yaml.safe_load((PROC / '_quarto.yml').read_text(encoding='utf-8'))['website']
+    (PROC / '_docs/llms.txt').write_text(twins.index(site, PROC / '_docs'), encoding='utf-8')
     shutil.rmtree(ROOT / '_docs', ignore_errors=True)
     shutil.move(PROC / '_docs', ROOT / '_docs')
     shutil.rmtree(PROC)

@@ -4,12 +4,14 @@ import functools
 import html
 import inspect
 import io
+import itertools
 import re
 import tokenize
 import typing
 import warnings
 from importlib import import_module
 
+import numpy.typing
 import pydantic
 from fastcore.docments import docments
 from nbdev.doclinks import NbdevLookup
@@ -44,6 +46,7 @@ def type_name(annotation) -> str:
     if any(hasattr(a, '__metadata__') for a in typing.get_args(annotation)):  # the bounds of what a tuple holds
         return f"{annotation.__origin__.__name__}[{', '.join('…' if a is ... else type_name(a) for a in annotation.__args__)}]"
     text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, '__args__') else str(annotation)
+    text = text.replace(str(numpy.typing.ArrayLike), 'ArrayLike')  # numpy has no name for it when it is asked
     return re.sub(r'\b(?:[a-z_]\w*\.)+(?=\w)', '', text)
 
 
@@ -171,7 +174,7 @@ def table(sym) -> str:
     back = returned(sym)
     if back: rows.append(('*returns*', type_name(back[0]), '', prose(back[1])))
     if not rows: return ''
-    lines = ['| argument | type | default | |', '|---|---|---|---|']
+    lines = ['| argument | type | default | meaning |', '|---|---|---|---|']
     lines += [f"| {name} | {code(kind) if kind else ''} | {code(value) if value else ''} | {text} |" for name, kind, value, text in rows]
     return '\n'.join(['::: {.arguments}', '', *lines, '', ':::'])
 
@@ -202,9 +205,17 @@ def docstring(sym) -> str:
 
 
 def example(text: str) -> str:
-    "The examples of a docstring as code: what is typed, and what is answered; sentences between them stay sentences."
-    blocks = re.split(r'\n\s*\n', re.sub(r' *# doctest:.*', '', text))
-    return '\n\n'.join(f'```pycon\n{b}\n```' if b.lstrip().startswith('>>>') else b for b in blocks)
+    "The examples of a docstring as code: blocks of what is typed, and of what is answered; sentences between them stay sentences."
+    parts = []
+    for block in re.split(r'\n\s*\n', re.sub(r' *# doctest:.*', '', text)):
+        if not block.lstrip().startswith('>>>'): parts.append(block)
+        else: parts += [session(typed, rows) for typed, rows in itertools.groupby(block.splitlines(), lambda row: row.startswith(('>>> ', '... ')))]
+    return '\n\n'.join(parts)
+
+
+def session(typed: bool, rows) -> str:
+    "Lines of a session with Python: what is typed, or what is answered."
+    return '\n'.join([f"```{'pycon' if typed else ''}", *rows, '```'])
 
 
 def packaged(sym):

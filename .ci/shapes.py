@@ -34,8 +34,8 @@ def text_of(part) -> str:
 
 
 def is_analysis(path: Path) -> bool:
-    "Is it a notebook on the runs of a store? Those are in nbs/lab/."
-    return path.parent.name == 'lab'
+    "Is it a notebook on the runs of a store? Those are in nbs/lab/, and the gallery."
+    return path.parent.name == 'lab' or path.stem == 'gallery'
 
 
 def evaluated(source: str) -> bool:

@@ -1,7 +1,11 @@
 """What smalldocs leaves to do on a page: which columns of a table hold numbers and which hold sentences, where a command begins and where
-its output does. All of it is classes; site.css says what they look like."""
+its output does, how large a picture is. Most of it is classes; site.css says what they look like."""
+import base64
 import html
 import re
+import struct
+from pathlib import Path
+from urllib.parse import unquote
 
 NUMBER = re.compile(r'[\s\d.,…±()\[\]%+\-−–×:/<>=~^]*\d[\s\d.,…±()\[\]%+\-−–×:/<>=~^]*(?:e[+\-−]?\d+)?\s?(?:[kMG]i?B|ms|s|min|h|x|×)?\)?')
 NOTHING = re.compile(r'\s*|[–—-]|\.\.\.|…|nan|NaN|None|inf|NaT|<NA>')
@@ -79,31 +83,76 @@ def commands(code: str) -> str:
     return '\n'.join(out)
 
 
+def session(code: str) -> str:
+    "A block of what is typed at Python's prompt, which is shown and not copied."
+    def prompt(m): return '<span class="prompt python"></span>' if m[1] == '&gt;&gt;&gt; ' else '<span class="prompt more"></span>'
+    return re.sub(r'^(&gt;&gt;&gt; |\.\.\. )', prompt, code, flags=re.M)
+
+
+def is_row(line: str) -> bool:
+    "Is a line of an output a row of columns, and not a sentence?"
+    return bool(re.search(r'\S {2,}\S.*\S {2,}\S', line) or re.match(r' {4,}\S+ {2,}\S', line))
+
+
 def lines(code: str) -> str:
     "The lines of an output, each known as a row of columns or as a sentence."
-    out = []
-    for line in code.split('\n'):
-        text = html.unescape(line)
-        columns = re.search(r'\S {2,}\S.*\S {2,}\S', text) or re.match(r' {4,}\S+ {2,}\S', text)
-        out.append(f'<span class="{"columns" if columns else "sentence"}">{line}</span>')
-    return ''.join(out)
+    return ''.join(f'<span class="{"columns" if is_row(html.unescape(line)) else "sentence"}">{line}</span>' for line in code.split('\n'))
+
+
+def width_class(code: str) -> str:
+    "How closely an output has to be set, so that its rows are not broken; not at all where they would be too small to read."
+    longest = max((len(html.unescape(line)) for line in code.split('\n') if is_row(html.unescape(line))), default=0)
+    return ' close' if 98 < longest <= 107 else ' dense' if 107 < longest <= 128 else ''
 
 
 def block(m: re.Match) -> str:
     "A block of code: commands, or what a program answered, or another language, which stays as it is."
     before, language, code, after = m[1], m[2].strip(), m[3], m[4]
     if language in SHELLS: return before + f'<code class="sourceCode {language}">' + commands(code) + after
+    if language == 'pycon': return before + '<code class="sourceCode pycon">' + session(code) + after
     if language: return m[0]
-    return before.replace('<pre class="', '<pre class="output ') + '<code class="sourceCode">' + lines(code) + after
+    return before.replace('<pre class="', f'<pre class="output{width_class(code)} ') + '<code class="sourceCode">' + lines(code) + after
 
 
 def answer(m: re.Match) -> str:
     "What a cell printed."
-    return f'{m[1]}<pre class="output"><code>{lines(m[2])}</code></pre>'
+    return f'{m[1]}<pre class="output{width_class(m[2])}"><code>{lines(m[2])}</code></pre>'
 
 
-def touched_up(page: str) -> str:
-    "The page, touched up."
+def picture(m: re.Match, place: Path) -> str:
+    """A picture that says how large it is, so that nothing moves when it arrives; PNG says it in its head. One that is written into the page
+    is taken from the file that the page's copy in Markdown shows, so that it is fetched when it comes into view."""
+    image, source = m[0], html.unescape(re.search(r'\bsrc="([^"]*)"', m[0])[1])
+    if source.startswith('data:'):
+        data = base64.b64decode(source.partition(',')[2])
+        folder = place.with_name(f'{place.stem}_files')
+        file = next((f for f in folder.glob('*.png') if f.read_bytes() == data), None)
+        if file: image = image.replace(html.escape(source), f'{folder.name}/{file.name}').replace('<img', '<img loading="lazy"', 1)
+    else: data = (place.parent / unquote(source)).read_bytes()
+    if data[:4] != b'\x89PNG' or re.search(r'\b(width|height)=', image): return image
+    width, height = struct.unpack('>II', data[16:24])
+    return image.replace('<img', f'<img width="{width}" height="{height}"', 1)
+
+
+def twin(page: str, place: Path) -> str:
+    "The head of a page that has a copy in Markdown, with where that is."
+    copy = place.with_suffix('.llms.md')
+    return page.replace('</head>', f'<link rel="alternate" type="text/markdown" href="{copy.name}">\n</head>', 1) if copy.exists() else page
+
+
+def landmarks(page: str) -> str:
+    "The parts of a page under names of their own, for whoever has them read out; and a sidebar whose sections open from the keyboard."
+    for nav, name in (('class="navbar ', 'Site'), ('class="quarto-secondary-nav"', 'This page'), ('id="quarto-sidebar"', 'Pages'),
+                      ('class="page-navigation"', 'Previous and next page')):
+        page = page.replace(f'<nav {nav}', f'<nav aria-label="{name}" {nav}')
+    page = re.sub(r'(<a class="sidebar-item-toggle[^>]*?data-bs-target="(#[^"]*)")', r'\1 href="\2"', page)
+    return page.replace('role="navigation" aria-expanded', 'role="button" aria-expanded')
+
+
+def touched_up(page: str, place: Path) -> str:
+    "The page that lies at `place`, touched up."
+    page = landmarks(twin(page, place))
+    page = re.sub(r'<img\b[^>]*>', lambda m: picture(m, place), page)
     page = re.sub(r'(<table\b[^>]*>)(.*?)</table>', table, page, flags=re.S)
     page = re.sub(r'(<pre class="[^"]*">)<code class="sourceCode ?([\w-]*)">(.*?)(</code></pre>)', block, page, flags=re.S)
     return re.sub(r'(<div class="cell-output[^"]*">\s*)<pre><code>(.*?)</code></pre>', answer, page, flags=re.S)

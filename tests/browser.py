@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+AXE = "o => axe.run(o.within, o.options).then(found => found.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.target.join(' '))]))"
 ARGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--no-first-run',
         '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1']  # a request to anybody else fails in the browser, and so is among the troubles
 
@@ -32,6 +33,21 @@ def chromium():
         pytest.skip("chromium is not installed here: 'apt-get install chromium'")
     with started() as browser:
         yield browser
+
+
+def axe_script():
+    "axe, which a page or a context takes as a script."
+    from axe_playwright_python.base import AXE_SCRIPT
+    return AXE_SCRIPT
+
+
+def barriers(page, only=(), besides=(), within=None):
+    """What axe finds serious or critical on a page that has `axe_script`, by the rules `only` or all `besides` some: '[rule] where it is', one line
+    each. Frames are pages of their own."""
+    rules = {rule: dict(enabled=False) for rule in besides} | {'target-size': dict(enabled=True)}  # places to tap are optional in axe
+    options = dict(runOnly=list(only)) if only else dict(rules=rules)
+    found = page.evaluate(AXE, dict(within=within or dict(include=[['html']]), options=options | dict(resultTypes=['violations'], iframes=False)))
+    return [f'[{rule}] {place}' for impact, rule, places in found if impact in ('serious', 'critical') for place in places]
 
 
 def remember(page):

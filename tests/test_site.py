@@ -6,6 +6,7 @@ import functools
 import http.server
 import importlib
 import inspect
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from helpers import ROOT
+from PIL import Image
 
 from bioai_esol.cli.parser import make_parser
 
@@ -36,7 +38,10 @@ READ = """() => { const heading = e => { let h = e; while (h && !/^H[1-6]$/.test
   raw: [...document.querySelectorAll('main p, main li, main td')].map(e => e.innerText).filter(t => /\\]\\(\\S*(html|ipynb|md)/.test(t)),
   links: [...document.querySelectorAll('a[href]')].map(e => e.href),
   named: [...document.querySelectorAll('main a[href*=".html#"]')].filter(e => e.querySelector('code')).map(e => e.innerText),
-  images: [...document.images].map(e => [e.getAttribute('src').slice(0, 60), e.naturalWidth, e.alt]),
+  images: [...document.images].map(e => [e.getAttribute('src').slice(0, 60), e.loading == 'lazy' || e.naturalWidth, e.alt, e.hasAttribute('width')]),
+  head: Object.fromEntries([...document.querySelectorAll('meta[name], meta[property]')].map(e => [e.name || e.getAttribute('property'), e.content])),
+  lang: document.documentElement.lang, copy: document.querySelector('link[rel=alternate][type="text/markdown"]')?.href,
+  bytes: [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')].reduce((sum, e) => sum + e.decodedBodySize, 0),
   called: [...document.querySelectorAll('.signature')].map(e => [heading(e), e.innerText.replace(/\\s*source$/, '')]),
   tables: [...document.querySelectorAll('.arguments, .options')].map(e =>
     [heading(e), [...e.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.innerText.trim()))]),
@@ -62,8 +67,12 @@ FAINT = """() => { const rgba = s => { const n = (s.match(/[\\d.]+/g) || []).map
     const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05) };
   const told = '#quarto-header a, #quarto-sidebar a, #TOC a, main :is(p, li, td, th, a, code, summary, pre span, h1, h2, h3), .footer *';
   return [...document.querySelectorAll(told)].filter(e => e.innerText && e.innerText.trim() && e.checkVisibility())
-    .filter(e => contrast(e) < (e.innerText.trim().length > 1 ? 4 : 3))  // a mark alone needs less than letters do
+    .filter(e => contrast(e) < (e.innerText.trim().length > 1 ? 4.5 : 3))  // a mark alone needs less than letters do
     .slice(0, 3).map(e => contrast(e).toFixed(1) + ' ' + e.outerHTML.slice(0, 140)) }"""
+BY_WIDTH = ['target-size', 'scrollable-region-focusable', 'aria-hidden-focus']  # rules of axe that may be kept on a wide screen and broken on a phone
+SHIFTS = """window.moved = 0;
+new PerformanceObserver(all => all.getEntries().forEach(e => { if (!e.hadRecentInput) window.moved += e.value }))
+  .observe({type: 'layout-shift', buffered: true})"""
 DARK = "() => document.documentElement.classList.contains('quarto-dark') && document.documentElement.dataset.bsTheme == 'dark'"
 
 
@@ -101,9 +110,12 @@ def address(site):
 @pytest.fixture(scope='module')
 def read(chromium, address):
     "What stands on every page, and every trouble and request on the way; what is cut off, wide and on a phone; what is faint, light and dark."
-    from browser import remember
+    from browser import axe_script, barriers, remember
     wide = chromium.new_context(viewport=dict(width=1400, height=900), reduced_motion='reduce')  # colours change at once
     phone = chromium.new_context(viewport=dict(width=390, height=844), is_mobile=True)
+    for context in (wide, phone):
+        context.add_init_script(axe_script())
+        context.add_init_script(SHIFTS)
     page, narrow, found = remember(wide.new_page()), phone.new_page(), {}
     asked = []
     page.on('request', lambda r: asked.append(r.url))
@@ -112,6 +124,9 @@ def read(chromium, address):
         page.goto(address + name, wait_until='load')
         narrow.goto(address + name, wait_until='load')
         found[name] = dict(page.evaluate(READ), troubles=page.troubles[:], asked=asked[:], wide=page.evaluate(CUT), phone=narrow.evaluate(CUT))
+        main = dict(include=[['main']])  # what is around it is the same on all; colours are judged by FAINT, which is quicker
+        found[name]['barriers'] = barriers(page, besides=['color-contrast'], within=main) + barriers(narrow, only=BY_WIDTH, within=main)
+        found[name]['moved'] = max(page.evaluate('moved'), narrow.evaluate('moved'))
         found[name]['light'] = page.evaluate(FAINT)
         page.emulate_media(color_scheme='dark')
         page.wait_for_function(DARK)
@@ -144,6 +159,61 @@ def test_a_phone_does_not_scroll_sideways(read):
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_everything_can_be_read(read, scheme):
     assert {name: p[scheme] for name, p in read.items() if p[scheme]} == {}
+
+
+def test_nobody_is_kept_out(read):
+    "axe: nothing serious on any page, wide and on a phone."
+    assert {name: p['barriers'][:5] for name, p in read.items() if p['barriers']} == {}
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [1280, 390])
+def test_nobody_is_kept_out_by_colours(chromium, address, width, scheme):
+    "axe as a whole, sidebar and colours too, on one page of each kind."
+    from browser import axe_script, barriers
+    context = chromium.new_context(viewport=dict(width=width, height=844), is_mobile=width < 500, color_scheme=scheme, reduced_motion='reduce')
+    context.add_init_script(axe_script())
+    page, found = context.new_page(), {}
+    for name in ('index', 'lab/sweep_analysis', 'commands/promote', 'chem/dataset', 'gallery'):
+        page.goto(f'{address}{name}.html', wait_until='load')
+        found[name] = barriers(page)
+    context.close()
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_pages_are_light_and_nothing_moves(read):
+    "What a page needs, unpacked, charts and their program included; and by how much it jumps while it is read in (0.1 is good, says Lighthouse)."
+    assert {name: p['bytes'] for name, p in read.items() if p['bytes'] > 3_000_000} == {}
+    assert {name: round(p['moved'], 3) for name, p in read.items() if p['moved'] > .05} == {}
+    assert [(name, *picture) for name, p in read.items() for picture in p['images'] if not picture[3]] == [], 'pictures that do not say how large they are'
+
+
+def test_pages_say_what_they_are(read, site):
+    "To search engines, to whoever shares a link, and to programs, which get a copy in Markdown."
+    for name, p in read.items():
+        head = p['head']
+        assert p['lang'] == 'en' and 'width=device-width' in head['viewport'], name
+        assert head['description'] == head['og:description'] and head['og:title'] in p['title'], name
+        picture = urlsplit(head['og:image']).path.split('/images/')[1]
+        assert (site / 'images' / picture).is_file()
+        assert p['copy'].endswith(name.removesuffix('.html') + '.llms.md'), name
+    assert len({p['title'] for p in read.values()}) == len(read), 'two pages have one title'
+
+
+def test_programs_read_markdown(site, read, address):
+    "llms.txt lists the copy of every page once; a copy has the title and the words of its page, no HTML, and links that lead somewhere."
+    listed = re.findall(r'^- \[.+\]\(https?://[^/]+/[^/]+/(.+?)\.llms\.md\)', (site / 'llms.txt').read_text(encoding='utf-8'), flags=re.M)
+    assert sorted(f'{name}.html' for name in listed) == sorted(PAGES)
+    for name in PAGES:
+        place = site / name.replace('.html', '.llms.md')
+        copy = place.read_text(encoding='utf-8')
+        assert copy.startswith('# ') and len(copy.split()) > 60, name
+        prose = re.sub(r'^(`{3,}).*?^\1$|(`+)[^`\n]+?\2|^    .*?$', '', copy, flags=re.M | re.S)
+        assert re.findall(r'</?(?:div|p|span|code|table|t[rdh]|svg|iframe|style|script)\b|^:::|&#\d+;', prose, flags=re.M) == [], name
+        for link in re.findall(r'\]\((?!\w+:)([^)\s#]+)', prose):
+            assert (place.parent / unquote(link)).exists(), f'{name}: {link}'
+    metrics = (site / 'stats/metrics.llms.md').read_text(encoding='utf-8')
+    assert '`rmse(y, p) → float` ([source](' in metrics and '| `y` | `ArrayLike` |  | (n,) measured |' in metrics
 
 
 def test_links_lead_somewhere(read, site, address):
@@ -275,6 +345,16 @@ def test_the_navbar_says_what_the_page_says(page, address):
         assert beside.first.inner_text() == link.inner_text()
 
 
+def test_a_command_is_found_before_its_module(page, address):
+    page.goto(address)
+    box = page.locator('.smalldocs-search input:visible').first
+    for command in COMMANDS:
+        for words in (command, f'bioai-esol {command}'):
+            box.fill(words)
+            page.wait_for_function("href => document.querySelector('.search-result')?.getAttribute('href').endsWith(href)", arg=f'commands/{command}.html')
+    assert page.troubles == []
+
+
 @pytest.mark.parametrize('words, landing', [
     ('decide_rollback', 'registry/policy.html'), ('scaffold_split', 'chem/split.html'), ('interrupted sweep', 'howto/interrupted.html'),
     ('bioai-esol rollback', 'commands/rollback.html'), ('--require-significance', 'commands/promote.html')])
@@ -318,6 +398,10 @@ def test_every_page_is_reached_from_the_keyboard(page, address):
     tab_to(page, 'howto/policy.html')
     page.keyboard.press('Enter')
     page.wait_for_url('**/howto/policy.html')
+    section = page.locator('a.sidebar-item-toggle[aria-expanded=false]').first
+    section.focus()
+    page.keyboard.press('Enter')
+    page.wait_for_function("() => document.activeElement.ariaExpanded == 'true'")
     tab_to(page, 'benchmarks.html')  # the last of the sidebar
     page.keyboard.press('/')
     page.keyboard.type('choose_candidate')
@@ -382,6 +466,47 @@ def test_a_figure_can_be_enlarged(page, address):
     assert page.troubles == []
 
 
+def test_prompts_are_not_copied(new_page, address):
+    page = new_page(permissions=['clipboard-read', 'clipboard-write'])
+    for name, prompt, first in (('analysis/interactive', '>>> ', 'import bioai_esol as esol'), ('index', '$ ', 'git clone')):
+        page.goto(f'{address}{name}.html')
+        block = page.locator('.code-copy-outer-scaffold:has(.prompt)').first
+        assert block.locator('.prompt').first.evaluate("e => getComputedStyle(e, '::before').content") == f'"{prompt}"'
+        block.locator('.code-copy-button').click()
+        page.wait_for_function("text => navigator.clipboard.readText().then(t => t.startsWith(text) && !t.includes('>>>'))", arg=first)
+
+
+def test_charts_follow_the_scheme_of_the_page(page, address):
+    "They are a page of their own in a frame: light letters stand on a dark page, by the reader's system and by the switch."
+    page.goto(address + 'analysis/interactive.html')
+    frame = page.frame_locator('main iframe').last
+    def is_dark(): return frame.locator('html').evaluate("e => e.classList.contains('dark')")
+    def behind():
+        corner = page.locator('main iframe').last.screenshot()
+        return Image.open(io.BytesIO(corner)).convert('L').getpixel((2, 2))
+    frame.locator('svg').first.wait_for()
+    assert not is_dark() and behind() > 240
+    page.locator('.quarto-color-scheme-toggle:visible').click()
+    frame.locator('html.dark svg').first.wait_for()
+    assert behind() < 60
+    page.locator('.quarto-color-scheme-toggle:visible').click()
+    frame.locator('html:not(.dark) svg').first.wait_for()
+    page.emulate_media(color_scheme='dark')
+    page.reload()  # the switch has been used, and goes before the system
+    frame.locator('html:not(.dark) svg').first.wait_for()
+    assert page.troubles == []
+
+
+def test_the_gallery_shows_every_figure_and_its_line():
+    from bioai_esol.analysis import error_analysis, figures
+    cells = json.loads((ROOT / 'nbs/gallery.ipynb').read_text(encoding='utf-8'))['cells']
+    code = [(''.join(c['source']), {kind for o in c['outputs'] for kind in o.get('data', {})}) for c in cells if c['cell_type'] == 'code'][1:]
+    assert len(code) >= 15 and [source for source, _ in code if '\n' in source] == [], 'one line each'
+    assert [source for source, kinds in code if not kinds & {'image/png', 'image/svg+xml', 'text/html'}] == []
+    drawn = {name for module in (figures, error_analysis) for name in module.__all__ if name.startswith('plot_')}
+    assert drawn == {name for name in drawn if any(source.startswith(f'{name}(') for source, _ in code)}
+
+
 def test_pages_lead_on_and_say_their_version(page, address):
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / 'settings.ini')
@@ -391,7 +516,9 @@ def test_pages_lead_on_and_say_their_version(page, address):
     assert page.locator('.nav-page-previous a').count() == 1
     footer = page.locator('footer')
     assert settings['DEFAULT']['version'] in footer.inner_text()
-    assert footer.locator('a').get_attribute('href') == settings['DEFAULT']['git_url']
+    home = settings['DEFAULT']['git_url']
+    assert [a.get_attribute('href') for a in footer.locator('a').all()] == [home, f'{home}/issues/new']
+    assert page.locator('.toc-action', has_text='Report an issue').get_attribute('href') == f'{home}/issues/new'
 
 
 def test_the_workflows_ask_for_little():
