@@ -188,16 +188,69 @@ def test_work_is_saved_beside_the_project(lab, analysis):
             assert (lab.project / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
 
 
-def test_picked_runs_are_compared(notebook):
-    page = notebook('runs = load_runs("lab")\nRunBrowser(runs, load_histories(runs))')
-    runs, before = page.get_by_label('runs'), figure(page)
-    assert runs.locator('option').count() == 8
-    page.get_by_label('hidden_dim').select_option('64')
-    until(page, lambda: runs.locator('option').count() == 4, 'only the wide networks')
-    two = runs.locator('option').all_inner_texts()[1:3]
-    runs.select_option(two)
-    until(page, lambda: told(page)[1] == [line.split(':')[0].replace('\xa0', ' ') for line in two], 'the two runs that were picked')
-    until(page, lambda: figure(page) not in (None, before), 'another figure')
+BROWSER = 'from bioai_esol.analysis.run_browser import RunBrowser\nRunBrowser(load_runs("lab"))'
+
+
+def column(page, name):
+    "What the table of runs shows in a column, row by row; nothing when the column is hidden."
+    names = page.locator('.dt-scroll-head th').all_inner_texts()
+    if name not in names:
+        return []
+    return page.locator(f'.dt-scroll-body tbody tr td:nth-child({names.index(name) + 1})').all_inner_texts()
+
+
+def test_runs_are_searched_sorted_and_hidden_in_a_table(notebook):
+    page = notebook(BROWSER)
+    until(page, lambda: len(column(page, 'run')) == 8, 'the table')
+    def numbers(name): return [float(text) for text in column(page, name)]
+    assert numbers('best_val_rmse') == sorted(numbers('best_val_rmse'))
+    header = page.locator('.dt-scroll-head th').filter(has_text='val_r2')
+    header.click()
+    until(page, lambda: numbers('val_r2') == sorted(numbers('val_r2'), reverse=True), 'the highest R² first')
+    header.click()
+    until(page, lambda: numbers('val_r2') == sorted(numbers('val_r2')), 'the lowest R² first')
+    page.locator('.dt-search input').fill('h64')
+    until(page, lambda: len(column(page, 'run')) == 4, 'only the wide networks')
+    page.locator('.dt-scroll-foot input[placeholder=dropout]').press_sequentially('0.2')
+    until(page, lambda: len(column(page, 'run')) == 2, 'only those with dropout')
+    assert 'hidden_dim' in page.locator('.dt-scroll-head th').all_inner_texts() and not column(page, 'seed')
+    page.get_by_role('button', name='columns').click()
+    for name in ('seed', 'dropout'):
+        page.locator('.dt-button-collection').get_by_text(name, exact=True).click()
+    until(page, lambda: column(page, 'seed') == ['42', '42'] and not column(page, 'dropout'), 'another choice of columns')
+    assert wrong(page) == []
+
+
+def test_picked_runs_are_compared_and_given_a_note(folder, notebook):
+    from bioai_esol.store.runs import load_runs
+    page = notebook(BROWSER)
+    until(page, lambda: len(column(page, 'run')) == 8, 'the table')
+    best, _, third = column(page, 'run')[:3]
+    compared = page.locator('.widget-html table')
+    until(page, lambda: compared.locator('thead th').all_inner_texts() == ['', best], 'the best run to be picked')
+    page.locator('.dt-scroll-body tbody tr').nth(2).click()
+    until(page, lambda: compared.locator('thead th').all_inner_texts() == ['', best, third], 'two runs side by side')
+    rows = compared.locator('tbody tr td:first-child').all_inner_texts()
+    assert 'best_val_rmse' in rows and 'batch_size' not in rows and '(+' in compared.inner_text()
+    curves = page.locator('.vega-embed svg.marks')
+    until(page, lambda: curves.locator('g.mark-line path').count() == 4, 'two curves of each run')
+    box = curves.locator('g.mark-symbol path').nth(60).bounding_box()
+    page.mouse.move(box['x'] + box['width'] / 2, box['y'] + box['height'] / 2)
+    tip = page.locator('#vg-tooltip-element')
+    until(page, lambda: tip.is_visible() and any(name in tip.inner_text() for name in (best, third)), 'the name of the run at the pointer')
+    page.locator('.dt-search input').fill('lr')
+    page.get_by_placeholder('what to remember').fill('look <again>')
+    page.get_by_placeholder('name = value').fill('checked = yes')
+    page.get_by_role('button', name='write to picked runs').click()
+    until(page, lambda: 'look <again>' in column(page, 'note') and column(page, 'tags').count('checked = yes') == 2, 'note and tag in the table')
+    assert page.locator('.dt-search input').input_value() == 'lr'
+    runs = load_runs('lab', tracking_uri=uri_of(folder))
+    assert set(runs.run_name[runs.note == 'look <again>']) == set(runs.run_name[runs.checked == 'yes']) == {best, third}
+    page.get_by_placeholder('name = value').fill('run_tag = other')
+    page.get_by_role('button', name='write to picked runs').click()
+    page.get_by_text("the tag 'run_tag' cannot be set").wait_for()
+    page.locator('.dt-scroll-body tbody tr').nth(2).click()
+    until(page, lambda: compared.locator('thead th').all_inner_texts() == ['', best], 'one run in the new table')
     assert wrong(page) == []
 
 

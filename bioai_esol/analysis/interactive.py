@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'PIECES', 'MAX_CURVES', 'MAX_LINES', 'WIDTH', 'DRAWN_CURVES', 'TABLE_ROWS', 'HINT', 'configurations',
-           'charts_program', 'LinkedCharts', 'explore']
+           'thinned', 'charts_program', 'LinkedCharts', 'explore']
 
 # %% ../../nbs/analysis/13_interactive.ipynb #f86f8d54
 import html
@@ -76,7 +76,9 @@ PIECES = 50         # of a curve
 MAX_CURVES = 500    # configurations whose curves are in the file
 _CURVES = ('train_rmse', 'val_rmse')
 
-def _pieces(histories: pd.DataFrame) -> pd.DataFrame:
+def thinned(
+    histories: pd.DataFrame,  # of `runs.load_histories`, with the `name` of each run
+) -> pd.DataFrame:            # the same columns
     "Medians of each run over stretches of epochs: `epoch` is the last of a stretch."
     length = math.ceil(histories.epoch.max() / PIECES)
     epoch = -(-histories.epoch // length) * length
@@ -99,7 +101,7 @@ def _curves(rows: pd.DataFrame, runs: pd.DataFrame, histories: pd.DataFrame, col
     histories = histories[histories.metric.isin(_CURVES)].assign(name=histories.run_id.map(name_of))
     histories = histories[histories.name.isin(drawn)]
     if not len(histories): return []
-    over_seeds = _pieces(histories).groupby(['name', 'metric', 'epoch']).value.agg(['mean', 'min', 'max']).reset_index()
+    over_seeds = thinned(histories).groupby(['name', 'metric', 'epoch']).value.agg(['mean', 'min', 'max']).reset_index()
     return [_curve(name, part) for name, part in over_seeds.groupby('name')]
 
 # %% ../../nbs/analysis/13_interactive.ipynb #dcc358e4
