@@ -8,7 +8,7 @@ import nbformat
 import nbformat.reader
 import pytest
 from helpers import PROGRAM, ROOT, fresh, uri_of
-from lab import figure, jupyterlab, slider, until, wrong
+from lab import jupyterlab, slider, until, wrong
 
 SWEEP = ['--hidden-dim', '32,64', '--lr', '1e-2,3e-3', '--batch-size', '32', '--dropout', '0,0.2', '--weight-decay', '0', '--epochs', '100']  # the gaps differ
 LONG = ['--hidden-dim', '8,10,12,14,16,18', '--lr', '1e-2,3e-3', '--batch-size', '16,24,32', '--dropout', '0', '--weight-decay', '0', '--epochs', '100',
@@ -147,7 +147,7 @@ def test_a_slider_is_answered_while_it_moves(runs, limit_ms, notebook):
     slider(page, 'gap threshold').focus()
     for n in range(20):
         page.keyboard.press('ArrowLeft')
-        until(page, lambda: len(page.evaluate('window.times')) > n, f'step {n + 1}')
+        page.wait_for_function('n => window.times.length > n', arg=n)
     times = sorted(page.evaluate('window.times'))
     print(f'{runs} runs: {times[10]:.0f} ms in the middle, {times[18]:.0f} ms at most in 19 of 20')
     assert times[10] <= limit_ms, times

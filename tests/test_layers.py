@@ -17,7 +17,8 @@ WINGS = dict(
     registry='policy journal versions promotion',
     serving='attribution predictor comparison requests endpoint',
     monitoring='observations questions watch follow',
-    analysis='effects importance figures page vega interactive chart run_browser live_sweep error_analysis timeline advice explorer sweep_comparison watching report look',
+    analysis='effects importance figures page vega interactive chart run_browser live_sweep error_analysis '
+             'timeline advice explorer sweep_comparison watching report look',
     benchmark='splits boards',
     cli='parser commands')
 ORDER = ['errors', *(f'{wing}.{module}' for wing, modules in WINGS.items() for module in modules.split())]
