@@ -57,7 +57,7 @@ def analysis(lab, page):
 
 
 def value(page, name):
-    return float(slider(page, name).get_attribute('aria-valuetext'))
+    return round(float(slider(page, name).get_attribute('aria-valuetext')), 6)  # steps add up to 0.21499999999999997
 
 
 def shown(page):
@@ -124,9 +124,10 @@ def test_verdict_chart_and_rules_follow_the_sliders(folder, notebook):
 WATCHED = """() => {
     const place = document.querySelector('[data-shown]'), handle = document.querySelector('.noUi-handle'), times = [];
     let moved = null;
-    new MutationObserver(() => { moved ??= performance.now(); }).observe(handle, {attributeFilter: ['aria-valuenow']});
+    new MutationObserver(() => { moved ??= performance.now(); }).observe(handle, {attributeFilter: ['aria-valuetext']});
     new MutationObserver(() => {
-        if (moved === null || JSON.parse(place.dataset.shown).gap !== Number(handle.getAttribute('aria-valuenow'))) return;
+        const gap = JSON.parse(place.dataset.shown).gap, asked = Number(handle.getAttribute('aria-valuetext'));
+        if (moved === null || Math.abs(gap - asked) > 1e-6) return;
         times.push(performance.now() - moved);
         moved = null;
     }).observe(place, {attributeFilter: ['data-shown']});
