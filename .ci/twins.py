@@ -12,10 +12,16 @@ FRAME = re.compile(r'^<iframe\b[^>]*?\btitle="([^"]*)"[^>]*></iframe>$', flags=r
 LEFT = re.compile(r'</?(?:div|p|span|section|figure|figcaption|details|summary|sub|sup|i|h\d|wbr)\b[^>]*>')
 
 
+def cell(text: str) -> str:
+    "What a cell holds; SMILES that would be a link is code."
+    told = touch_up.words(text).replace('|', r'\|')
+    return f'`{told}`' if '](' in told else told
+
+
 def table(m: re.Match) -> str:
     "A table of HTML as one of Markdown."
     rows = re.findall(r'<tr\b.*?</tr>', touch_up.one_head(m[0]), flags=re.S)
-    cells = [[touch_up.words(text).replace('|', r'\|') for text in re.findall(r'<t[hd]\b[^>]*>(.*?)</t[hd]>', row, flags=re.S)] for row in rows]
+    cells = [[cell(text) for text in re.findall(r'<t[hd]\b[^>]*>(.*?)</t[hd]>', row, flags=re.S)] for row in rows]
     if not cells: return ''
     lines = [cells[0], ['---'] * len(cells[0]), *cells[1:]]
     return '\n\n' + '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n\n'
