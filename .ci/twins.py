@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import touch_up
 
+BAR = r'\|'
 CODE = re.compile(r'^(`{3,}).*?^\1$|(`+)[^`\n]+?\2', flags=re.M | re.S)  # blocks, and code within a line
 SIGNATURE = re.compile(r'<div class="signature"><span>(?:<em>(\w+)</em> )?<code>(.*?)</code></span>(?:<a class="source" href="([^"]*)">source</a>)?</div>')
 FRAME = re.compile(r'^<iframe\b[^>]*?\btitle="([^"]*)"[^>]*></iframe>$', flags=re.M)
@@ -14,7 +15,7 @@ LEFT = re.compile(r'</?(?:div|p|span|section|figure|figcaption|details|summary|s
 
 def cell(text: str) -> str:
     "What a cell holds; SMILES that would be a link is code."
-    told = touch_up.words(text).replace('|', r'\|')
+    told = touch_up.words(text).replace('|', BAR)
     return f'`{told}`' if '](' in told else told
 
 
@@ -28,13 +29,13 @@ def table(m: re.Match) -> str:
 
 
 def code(text: str) -> str:
-    "Code within a line."
-    return f'`{html.unescape(re.sub("<[^>]+>", "", text))}`'
+    "Code within a line; a bar is written so that it ends no cell."
+    return f'`{html.unescape(re.sub("<[^>]+>", "", text.replace("&#124;", BAR)))}`'
 
 
 def signature(m: re.Match) -> str:
     "How something is called, and where its code is."
-    return f'{m[1] + " " if m[1] else ""}{code(m[2])}' + (f' ([source]({m[3]}))' if m[3] else '')
+    return f'{m[1] + " " if m[1] else ""}{code(m[2]).replace(BAR, "|")}' + (f' ([source]({m[3]}))' if m[3] else '')
 
 
 def prose(text: str) -> str:
@@ -45,7 +46,7 @@ def prose(text: str) -> str:
     text = re.sub(r'<code>(.*?)</code>', lambda m: code(m[1]), text)
     text = re.sub(r'<a\b[^>]*?\bhref="([^"]*)"[^>]*>(.*?)</a>', r'[\2](\1)', text, flags=re.S)
     text = re.sub(r'</?(em|b|strong)>', lambda m: '*' if m[1] == 'em' else '**', re.sub(r'<br */?>', '\n', text))
-    text = re.sub(r'&#(?!124;)(\d+);', lambda m: chr(int(m[1])), text)  # a bar would end a cell
+    text = re.sub(r'&#(\d+);', lambda m: chr(int(m[1])), text.replace('&#124;', BAR))
     return LEFT.sub('', text)
 
 
