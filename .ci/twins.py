@@ -6,29 +6,36 @@ from pathlib import Path, PurePosixPath
 
 import touch_up
 
+BAR = r'\|'
 CODE = re.compile(r'^(`{3,}).*?^\1$|(`+)[^`\n]+?\2', flags=re.M | re.S)  # blocks, and code within a line
 SIGNATURE = re.compile(r'<div class="signature"><span>(?:<em>(\w+)</em> )?<code>(.*?)</code></span>(?:<a class="source" href="([^"]*)">source</a>)?</div>')
 FRAME = re.compile(r'^<iframe\b[^>]*?\btitle="([^"]*)"[^>]*></iframe>$', flags=re.M)
 LEFT = re.compile(r'</?(?:div|p|span|section|figure|figcaption|details|summary|sub|sup|i|h\d|wbr)\b[^>]*>')
 
 
+def cell(text: str) -> str:
+    "What a cell holds; SMILES that would be a link is code."
+    told = touch_up.words(text).replace('|', BAR)
+    return f'`{told}`' if '](' in told else told
+
+
 def table(m: re.Match) -> str:
     "A table of HTML as one of Markdown."
     rows = re.findall(r'<tr\b.*?</tr>', touch_up.one_head(m[0]), flags=re.S)
-    cells = [[touch_up.words(text).replace('|', r'\|') for text in re.findall(r'<t[hd]\b[^>]*>(.*?)</t[hd]>', row, flags=re.S)] for row in rows]
+    cells = [[cell(text) for text in re.findall(r'<t[hd]\b[^>]*>(.*?)</t[hd]>', row, flags=re.S)] for row in rows]
     if not cells: return ''
     lines = [cells[0], ['---'] * len(cells[0]), *cells[1:]]
     return '\n\n' + '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n\n'
 
 
 def code(text: str) -> str:
-    "Code within a line."
-    return f'`{html.unescape(re.sub("<[^>]+>", "", text))}`'
+    "Code within a line; a bar is written so that it ends no cell."
+    return f'`{html.unescape(re.sub("<[^>]+>", "", text.replace("&#124;", BAR)))}`'
 
 
 def signature(m: re.Match) -> str:
     "How something is called, and where its code is."
-    return f'{m[1] + " " if m[1] else ""}{code(m[2])}' + (f' ([source]({m[3]}))' if m[3] else '')
+    return f'{m[1] + " " if m[1] else ""}{code(m[2]).replace(BAR, "|")}' + (f' ([source]({m[3]}))' if m[3] else '')
 
 
 def prose(text: str) -> str:
@@ -39,7 +46,7 @@ def prose(text: str) -> str:
     text = re.sub(r'<code>(.*?)</code>', lambda m: code(m[1]), text)
     text = re.sub(r'<a\b[^>]*?\bhref="([^"]*)"[^>]*>(.*?)</a>', r'[\2](\1)', text, flags=re.S)
     text = re.sub(r'</?(em|b|strong)>', lambda m: '*' if m[1] == 'em' else '**', re.sub(r'<br */?>', '\n', text))
-    text = re.sub(r'&#(?!124;)(\d+);', lambda m: chr(int(m[1])), text)  # a bar would end a cell
+    text = re.sub(r'&#(\d+);', lambda m: chr(int(m[1])), text.replace('&#124;', BAR))
     return LEFT.sub('', text)
 
 
