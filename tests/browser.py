@@ -43,10 +43,10 @@ def axe_script():
 
 def barriers(page, only=(), besides=(), within=None):
     """What axe finds serious or critical on a page that has `axe_script`, by the rules `only` or all `besides` some: '[rule] where it is', one line
-    each. Frames are pages of their own."""
+    each."""
     rules = {rule: dict(enabled=False) for rule in besides} | {'target-size': dict(enabled=True)}  # places to tap are optional in axe
     options = dict(runOnly=list(only)) if only else dict(rules=rules)
-    found = page.evaluate(AXE, dict(within=within or dict(include=[['html']]), options=options | dict(resultTypes=['violations'], iframes=False)))
+    found = page.evaluate(AXE, dict(within=within or dict(include=[['html']]), options=options | dict(resultTypes=['violations'])))
     return [f'[{rule}] {place}' for impact, rule, places in found if impact in ('serious', 'critical') for place in places]
 
 

@@ -116,7 +116,7 @@ def test_verdict_chart_and_rules_follow_the_sliders(folder, notebook):
     page.keyboard.press('End')
     assert follows(folder, page).runs.eligible.sum() > one.runs.eligible.sum()
     assert "esol.promote('lab', esol.Policy(gap_threshold=1.0, r2_tolerance=0.5))" in said(page)
-    page.locator('.vega-embed path[aria-roledescription="circle"]').first.hover()
+    page.locator('.vega-embed .mark-symbol path').first.hover()
     page.locator('#vg-tooltip-element').get_by_text('best_val_rmse').wait_for()
     assert wrong(page) == []
 
@@ -281,7 +281,7 @@ def test_a_running_sweep_is_watched_paused_and_stopped(folder, page, notebook):
         notebook('LiveSweep("live", seconds=1)')
         until(page, risen, 'the sweep to go on', 90)
         assert shares == sorted(shares) and counts == sorted(counts) and 'left' in said(page) and '1 worker' in said(page)
-        page.locator('.vega-embed path[aria-roledescription="line mark"]').first.wait_for()
+        page.locator('.vega-embed .mark-line path').first.wait_for()
         page.get_by_role('button', name='Pause', exact=True).click()
         page.get_by_text(re.compile(r'^paused on ')).wait_for()
         before = state()

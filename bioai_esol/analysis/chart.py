@@ -34,9 +34,8 @@ async function render({model, el}) {
   }
   async function draw() {
     drawn?.finalize();
-    const options = {renderer: model.get('renderer'), config: colours(), tooltip: {theme: isDark() ? 'dark' : 'light'}};
-    options.actions = {export: true, source: false, compiled: false, editor: false};
-    drawn = await window.vegaEmbed(place, structuredClone(model.get('spec')), options);
+    drawn = await window.vegaEmbed(place, structuredClone(model.get('spec')), options(model.get('renderer')));
+    nameMenu(place);
     place.view = drawn.view;
     await tell();
   }
@@ -66,7 +65,7 @@ class Chart(anywidget.AnyWidget):
     renderer = traitlets.Unicode('svg').tag(sync=True)
 
     def __init__(self,
-                 spec: Mapping,                         # Vega-Lite
+                 spec: Mapping,                         # Vega-Lite; its `description` is for whoever does not see it
                  signals: Mapping | None = None,        # name of a parameter of the specification: its value
                  data: Mapping | None = None,           # name of a data set: its records
                  *,

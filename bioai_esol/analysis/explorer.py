@@ -135,7 +135,8 @@ def _choice_chart(runs: pd.DataFrame) -> Chart:
     panels = [_panel(points, metric, runs) for metric in ('best_val_rmse', 'val_r2')]
     params = [dict(name=name, value=value) for name, value in dict(gap=0, floor=0, passes=[], chosen=-1).items()]
     data = dict(runs=points.to_dict('records'))
-    return Chart(dict(hconcat=panels, datasets=data, params=params), many=len(points) > 1000)
+    words = 'The generalisation gap of every finished run against its error, and against its R2, with both gates'
+    return Chart(dict(hconcat=panels, datasets=data, params=params, description=words), many=len(points) > 1000)
 
 # %% ../../nbs/analysis/05_explorer.ipynb #e2207905
 def _signals(choice: Choice, policy: Policy) -> dict:
@@ -145,7 +146,7 @@ def _signals(choice: Choice, policy: Policy) -> dict:
     return dict(gap=policy.gap_threshold, floor=floor, passes=passes, chosen=passes.index(True) if any(passes) else -1)
 
 # %% ../../nbs/analysis/05_explorer.ipynb #a5de4e30
-_WIDE = dict(style=dict(description_width='11em'), layout=dict(width='min(100%, 27em)'))
+_WIDE = dict(style=dict(description_width='12.5em'), layout=dict(width='min(100%, 28.5em)'))
 
 def _slider(value: float, text: str, high: float, step: float = .005, low: float = 0.) -> widgets.FloatSlider:
     return widgets.FloatSlider(value, min=min(low, value), max=max(high, value), step=step, description=text,
@@ -189,7 +190,7 @@ class Thresholds(widgets.VBox):
         groups = [widgets.VBox([self.controls[name] for name in names]) for names in _GROUPS.values()]
         folded = widgets.Accordion([groups.pop()], titles=[list(_GROUPS)[-1]])
         headed = [part for title, group in zip(_GROUPS, groups) for part in (widgets.HTML(f'<b>{title}</b>'), group)]
-        super().__init__([*headed, folded], layout=dict(flex='0 1 28em'))
+        super().__init__([*headed, folded], layout=dict(flex='0 1 29.5em'))
 
     def policy(self) -> Policy:
         "The policy that the controls show."

@@ -380,10 +380,9 @@ _SHOW = """
 function show(place) {
   const spec = JSON.parse(place.querySelector('script').textContent), view = place.querySelector('.view');
   const renderer = spec.datasets.configurations.length > 1000 ? 'canvas' : 'svg';
-  const options = {renderer, config: colours(), tooltip: {theme: isDark() ? 'dark' : 'light'}};
-  options.actions = {export: true, source: false, compiled: false, editor: false};
-  vegaEmbed(view, spec, options).then(drawn => {
+  vegaEmbed(view, spec, options(renderer)).then(drawn => {
     view.view = drawn.view;
+    nameMenu(view);
     if (frame) frame.style.height = document.body.scrollHeight + 30 + 'px';
   });
 }
@@ -519,4 +518,5 @@ def explore(runs: pd.DataFrame, policy: Policy | None = None, *, histories: pd.D
     pages = run_pages(finished, tracking_uri=tracking_uri)
     sweep = _sweep(runs, policy or Policy(), histories, collapse_seeds, pages)
     title = f"Sweep {runs.run_tag.iloc[0]}: {counted(len(sweep.rows), 'configuration')}"
-    return LinkedCharts(title, _specification(sweep), _notes(runs, sweep))
+    spec = _specification(sweep) | dict(description=title)
+    return LinkedCharts(title, spec, _notes(runs, sweep))

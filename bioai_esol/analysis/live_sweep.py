@@ -82,7 +82,9 @@ def _finished_panel(runs: pd.DataFrame) -> dict:
 def _progress_chart(runs: pd.DataFrame) -> Chart:
     panels = [_training_panel(runs), _finished_panel(runs)]
     data = dict(curves=[], finished=[])
-    return Chart(dict(hconcat=panels, datasets=data, resolve=dict(scale=dict(color='independent'))))
+    words = 'Validation error by epoch of the runs in training, and the error of the finished ones'
+    apart = dict(scale=dict(color='independent'))
+    return Chart(dict(hconcat=panels, datasets=data, resolve=apart, description=words))
 
 # %% ../../nbs/analysis/17_live_sweep.ipynb #b9e79615
 def _runs_html(runs: pd.DataFrame) -> str:

@@ -51,8 +51,15 @@ function isDark() {
 function colours() {
   const ink = isDark() ? '#ddd' : '#222', faint = isDark() ? '#444' : '#ddd';
   const label = {labelColor: ink, titleColor: ink};
-  return {background: 'transparent', title: {color: ink}, text: {color: ink}, legend: label,
+  return {background: 'transparent', title: {color: ink}, text: {color: ink}, legend: label, aria: false,
           axis: {...label, domainColor: ink, tickColor: ink, gridColor: faint}};
+}
+function options(renderer) {
+  return {renderer, config: colours(), tooltip: {theme: isDark() ? 'dark' : 'light'},
+          actions: {export: true, source: false, compiled: false, editor: false}};
+}
+function nameMenu(place) {
+  place.querySelector('summary')?.setAttribute('aria-label', 'Save this chart as a picture');
 }
 """
 
