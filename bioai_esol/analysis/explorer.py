@@ -125,9 +125,9 @@ def _panel(points: pd.DataFrame, metric: str, runs: pd.DataFrame) -> dict:
     of = dict(name='runs')
     ring = dict(size=180, strokeWidth=2.5, color=VERMILION)
     gates = [_gate('gap', y=y), *([_gate('floor', x=x)] if metric == 'val_r2' else [])]
-    layers = [mark('circle', data=of, look=dict(size=42, opacity=.75), x=x, y=y, color=colour, tooltip=tips), *gates,
-              mark('point', [dict(filter='datum.i === chosen')], data=of, look=ring, x=x, y=y)]
-    return dict(layer=layers, width=310, height=230)
+    chosen = mark('point', [dict(filter='datum.i === chosen')], data=of, look=ring, x=x, y=y, tooltip=tips)
+    every = mark('circle', data=of, look=dict(size=42, opacity=.75), x=x, y=y, color=colour, tooltip=tips)
+    return dict(layer=[*gates, chosen, every], width=310, height=230)
 
 def _choice_chart(runs: pd.DataFrame) -> Chart:
     "Both panels; `runs` as `Candidates` has them."

@@ -218,7 +218,7 @@ def _panel(sweep: _Sweep, metric: str, name: str) -> dict:
         mark('rule', several, look=dict(opacity=.6), **reach, color=_colour(sweep)),
         mark('circle', [_selected(sweep)], look=dict(size=45, opacity=.9), x=x, y=y,
              color=_colour(sweep), tooltip=_tips(sweep)),
-        mark('point', [_KEPT], look=dict(size=170, strokeWidth=2.5), x=x, y=y, color=_MARKED)]
+        mark('point', [_KEPT], look=dict(size=170, strokeWidth=2.5), x=x, y=y, color=_MARKED, tooltip=_tips(sweep))]
     return dict(layer=layers, width=WIDTH // 2 - 70, height=230)
 
 # %% ../../nbs/analysis/13_interactive.ipynb #e9a3579b

@@ -209,7 +209,7 @@ def curves_specification(
     points['params'] = [dict(name='hover', select=at)]
     lines = [mark('line', look=dict(strokeWidth=1, strokeDash=[3, 3]), y=y | dict(field='train_rmse'), **shared),
              mark('line', look=dict(strokeWidth=1.8), y=y, **shared)]
-    return dict(datasets=dict(curves=[_NOTHING]), layer=[*lines, points], width=620, height=230,
+    return dict(description='Learning curves of the picked runs', datasets=dict(curves=[_NOTHING]), layer=[*lines, points], width=620, height=230,
                 autosize=dict(type='pad', resize=True))
 
 # %% ../../nbs/analysis/16_run_browser.ipynb #15408b72

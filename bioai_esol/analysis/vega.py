@@ -50,8 +50,8 @@ function isDark() {
 }
 function colours() {
   const ink = isDark() ? '#ddd' : '#222', faint = isDark() ? '#444' : '#ddd';
-  const label = {labelColor: ink, titleColor: ink};
-  return {background: 'transparent', title: {color: ink}, text: {color: ink}, legend: label, aria: false,
+  const aria = false, label = {labelColor: ink, titleColor: ink, aria};
+  return {background: 'transparent', title: {color: ink, aria}, text: {color: ink}, legend: label, mark: {aria},
           axis: {...label, domainColor: ink, tickColor: ink, gridColor: faint}};
 }
 function options(renderer) {
