@@ -116,7 +116,7 @@ def test_verdict_chart_and_rules_follow_the_sliders(folder, notebook):
     page.keyboard.press('End')
     assert follows(folder, page).runs.eligible.sum() > one.runs.eligible.sum()
     assert "esol.promote('lab', esol.Policy(gap_threshold=1.0, r2_tolerance=0.5))" in said(page)
-    page.locator('.vega-embed .mark-symbol path').first.hover()
+    page.locator('.vega-embed .mark-symbol path').last.hover()
     page.locator('#vg-tooltip-element').get_by_text('best_val_rmse').wait_for()
     assert wrong(page) == []
 
@@ -284,6 +284,7 @@ def test_a_running_sweep_is_watched_paused_and_stopped(folder, page, notebook):
         page.locator('.vega-embed .mark-line path').first.wait_for()
         page.get_by_role('button', name='Pause', exact=True).click()
         page.get_by_text(re.compile(r'^paused on ')).wait_for()
+        page.wait_for_timeout(4_000)  # until the workers' last ticks are told
         before = state()
         page.wait_for_timeout(5_000)
         assert (state().share, state().status, sweep.poll()) == (before.share, 'paused', None)

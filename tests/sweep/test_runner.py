@@ -203,7 +203,7 @@ def test_a_sweep_says_that_it_is_alive(tmp_path, monkeypatch):
     assert int(sweep['seen_alive']) > times[0] and sweep['status'] == 'FINISHED'  # the last note is the one of its end
 
 
-def test_a_sweep_pauses_goes_on_and_stops_when_it_is_asked_to(tmp_path):
+def test_a_sweep_pauses_and_goes_on_when_it_is_asked_to(tmp_path):
     "Asked from another process; what was paused in its middle is what it would have been anyway."
     uri = f'sqlite:///{tmp_path}/mlflow.db'
     def state():
@@ -212,16 +212,15 @@ def test_a_sweep_pauses_goes_on_and_stops_when_it_is_asked_to(tmp_path):
     wait_for(tmp_path, lambda s: s.get('RUNNING', 0) >= 4, process)
     ask_sweep('pause', 'small', tracking_uri=uri)
     wait_until(lambda: state().status == 'paused', process, seconds=60)
+    time.sleep(4)  # until the workers' last ticks are told
     before = statuses(tmp_path), state().share
     time.sleep(4)
     assert (statuses(tmp_path), state().share, state().status) == (*before, 'paused') and state().silent_s < 20
     ask_sweep('go on', 'small', tracking_uri=uri)
-    wait_until(lambda: statuses(tmp_path).get('FINISHED', 0) >= 1, process, seconds=120)
-    ask_sweep('stop', 'small', tracking_uri=uri)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0 and '8 trained' in out and 'going on' in err, (out, err)
+    assert state().status == 'over' and (state().finished, state().total) == (8, 8)
     runs = typed_runs(runs_table(connect(uri), 'small'))
-    assert process.returncode == 130 and 'stopped as it was asked to after' in err and 'Traceback' not in err, (out, err)
-    assert state().status == 'over' and set(runs.status) <= {'FINISHED', 'KILLED'}
     one = runs[runs.status == 'FINISHED'].iloc[0]
     grid = Grid(hidden_dim=one.hidden_dim, lr=one.lr, batch_size=one.batch_size, dropout=one.dropout, weight_decay=one.weight_decay, epochs=300,
                 run_tag='again', workers=1)
