@@ -102,7 +102,7 @@ def test_verdict_chart_and_rules_follow_the_sliders(folder, notebook):
     assert not two.approved or two.chosen['run_id'] != one.chosen['run_id']
     page.keyboard.press('Home')
     assert not follows(folder, page).approved, 'the smallest threshold of the slider lets no run of this sweep pass'
-    assert 'no candidate' in said(page) and shown(page)['chosen'] == -1
+    assert 'no candidate' in said(page) and shown(page)['chosen'] is None
     assert page.get_by_role('button', name='Promote …').is_disabled()
     track = page.locator('.widget-slider', has_text='gap threshold').locator('.noUi-base').bounding_box()
     knob = handle.bounding_box()

@@ -99,10 +99,15 @@ def shell_command(
 _GAP = 'generalisation_gap'
 _METRICS = ['best_val_rmse', _GAP, 'val_r2']
 
+_MAX_POINTS = 2000  # that are drawn
+
 def _points(runs: pd.DataFrame) -> pd.DataFrame:
-    "The runs that can be drawn, with their place `i` in the table."
-    shown = runs.assign(i=range(len(runs)))[['i', 'run_name', *_METRICS]]
-    return shown[(runs.status == 'FINISHED') & np.isfinite(shown[_METRICS].astype(float)).all(axis=1)].round(4)
+    "The runs that are drawn, best first; the index is their place in the table."
+    shown = runs[['run_name', *_METRICS]]
+    shown = shown[(runs.status == 'FINISHED') & np.isfinite(shown[_METRICS].astype(float)).all(axis=1)].round(4)
+    if len(shown) <= _MAX_POINTS: return shown
+    half = _MAX_POINTS // 2
+    return shown.iloc[[*range(half), *np.linspace(half, len(shown) - 1, half).astype(int)]]
 
 def _scale(values: pd.Series) -> dict:
     "From the lowest value to one that hardly any run exceeds; those stand at the edge."
@@ -125,25 +130,27 @@ def _panel(points: pd.DataFrame, metric: str, runs: pd.DataFrame) -> dict:
     of = dict(name='runs')
     ring = dict(size=180, strokeWidth=2.5, color=VERMILION)
     gates = [_gate('gap', y=y), *([_gate('floor', x=x)] if metric == 'val_r2' else [])]
-    chosen = mark('point', [dict(filter='datum.i === chosen')], data=of, look=ring, x=x, y=y, tooltip=tips)
+    parts = [dict(calculate=f'chosen.{name}') | {'as': name} for name in ('run_name', *_METRICS)]
+    one = dict(data=dict(values=[{}]), look=ring, x=x, y=y, tooltip=tips)
+    chosen = mark('point', [dict(filter='isValid(chosen)'), *parts], **one)
     every = mark('circle', data=of, look=dict(size=42, opacity=.75), x=x, y=y, color=colour, tooltip=tips)
     return dict(layer=[*gates, chosen, every], width=310, height=230)
 
-def _choice_chart(runs: pd.DataFrame) -> Chart:
-    "Both panels; `runs` as `Candidates` has them."
-    points = _points(runs)
+def _choice_chart(runs: pd.DataFrame, points: pd.DataFrame) -> Chart:
+    "Both panels of `points`, of `runs`."
     panels = [_panel(points, metric, runs) for metric in ('best_val_rmse', 'val_r2')]
-    params = [dict(name=name, value=value) for name, value in dict(gap=0, floor=0, passes=[], chosen=-1).items()]
-    data = dict(runs=points.to_dict('records'))
+    params = [dict(name=name, value=value) for name, value in dict(gap=0, floor=0, passes=[], chosen=None).items()]
+    data = dict(runs=points.assign(i=range(len(points))).to_dict('records'))
     words = 'The generalisation gap of every finished run against its error, and against its R2, with both gates'
     return Chart(dict(hconcat=panels, datasets=data, params=params, description=words), many=len(points) > 1000)
 
 # %% ../../nbs/analysis/05_explorer.ipynb #e2207905
-def _signals(choice: Choice, policy: Policy) -> dict:
-    "What the chart is told."
-    passes = choice.runs.eligible.tolist()
+def _signals(choice: Choice, policy: Policy, points: pd.DataFrame) -> dict:
+    "What the chart of `points` is told."
+    passes = choice.runs.eligible.loc[points.index].tolist()
     floor = -1e9 if choice.r2_floor is None else choice.r2_floor  # beyond the edge
-    return dict(gap=policy.gap_threshold, floor=floor, passes=passes, chosen=passes.index(True) if any(passes) else -1)
+    chosen = choice.chosen and {name: choice.chosen[name] for name in ('run_name', *_METRICS)}
+    return dict(gap=policy.gap_threshold, floor=floor, passes=passes, chosen=chosen)
 
 # %% ../../nbs/analysis/05_explorer.ipynb #a5de4e30
 _WIDE = dict(style=dict(description_width='12.5em'), layout=dict(width='min(100%, 28.5em)'))
@@ -228,10 +235,15 @@ def _reasons_html(seen: Judgement) -> str:
     return styled(_rules_html(seen), f'<p>{html.escape(seen.choice.reason)}</p>', some, more)
 
 # %% ../../nbs/analysis/05_explorer.ipynb #1d4ae9ef
-_LEGEND = (f'<p><span style="color:{BLUE}">●</span> passes every rule &nbsp; '
-           f'<span style="color:#999">●</span> does not &nbsp; '
-           f'<span style="color:{VERMILION}">◯</span> is chosen &nbsp; dashed: the gates</p>')
+def _legend(drawn: int, runs: pd.DataFrame) -> str:
+    "What is seen."
+    finished = int((runs.status == 'FINISHED').sum())
+    some = f' &nbsp; drawn: {drawn:,} of {counted(finished, "finished run")}' if drawn < finished else ''
+    return (f'<p><span style="color:{BLUE}">●</span> passes every rule &nbsp; '
+            f'<span style="color:#999">●</span> does not &nbsp; '
+            f'<span style="color:{VERMILION}">◯</span> is chosen &nbsp; dashed: the gates{some}</p>')
 
+# %% ../../nbs/analysis/05_explorer.ipynb #b5e20a03
 class _Store:
     "What of a store an explorer needs."
     def __init__(self, runs: pd.DataFrame, tracking_uri: str | None):
@@ -262,11 +274,12 @@ class _Laid(widgets.VBox):
         self.allow_dirty = widgets.Checkbox(False, description='accept uncommitted changes', indent=False)
         self.allow_dirty.layout.display = '' if is_dirty else 'none'
         self.verdict, self.reasons = widgets.HTML(), widgets.HTML()
-        self.chart = _choice_chart(runs)
+        self.points = _points(runs)
+        self.chart = _choice_chart(runs, self.points)
         self.promotion = AskingButton('Promote …', self.question, self.promote)
         beside = widgets.VBox([self.verdict, self.allow_dirty, self.promotion], layout=dict(flex='1 1 24em'))
         top = widgets.HBox([self.thresholds, beside], layout=dict(flex_flow='row wrap'))
-        super().__init__([top, widgets.HTML(styled(_LEGEND)), self.chart, self.reasons])
+        super().__init__([top, widgets.HTML(styled(_legend(len(self.points), runs))), self.chart, self.reasons])
         self.thresholds.on_change(self.follow)
         self.allow_dirty.observe(lambda change: self.follow(), 'value')
 
@@ -284,7 +297,7 @@ class _Following(_Laid):
         policy = self.thresholds.policy()
         self.seen = self.store.judge(policy, self.allow_dirty.value)
         told = self.store.run_tag, policy, self.allow_dirty.value
-        self.chart.signals = _signals(self.seen.choice, policy)
+        self.chart.signals = _signals(self.seen.choice, policy, self.points)
         self.verdict.value = _verdict_html(self.seen, f'{python_call(*told)}\n{shell_command(*told)}')
         self.reasons.value = _reasons_html(self.seen)
         self.promotion.button.disabled = not self.seen.approved

@@ -196,21 +196,21 @@ def curves_specification(
     error: str,  # the title of the axis of errors
 ) -> dict:
     "Learning curves (data set `curves`), those of training dashed; the run that is pointed at stands out."
-    data = dict(name='curves')
+    of = dict(name='curves')
     errors = [quantity(name, format='.4f') for name in ('val_rmse', 'train_rmse')]
     tips = [category('run'), quantity('epoch'), *errors]
     colour = category('run', sort=None, legend=dict(orient='bottom', columns=1, title=None, labelLimit=600))
     opacity = dict(condition=dict(param='hover', value=1), value=.15)
     y = quantity('val_rmse', title=error, scale=dict(zero=False))
-    shared = dict(data=data, x=quantity('epoch'), color=colour, opacity=opacity)
+    shared = dict(data=of, x=quantity('epoch'), color=colour, opacity=opacity)
     at = dict(type='point', on='pointerover', clear='pointerout', fields=['run'])
     unseen = dict(size=300, opacity=0)
-    points = mark('circle', data=data, look=unseen, x=quantity('epoch'), y=y, color=colour, tooltip=tips)
+    points = mark('circle', data=of, look=unseen, x=quantity('epoch'), y=y, color=colour, tooltip=tips)
     points['params'] = [dict(name='hover', select=at)]
     lines = [mark('line', look=dict(strokeWidth=1, strokeDash=[3, 3]), y=y | dict(field='train_rmse'), **shared),
              mark('line', look=dict(strokeWidth=1.8), y=y, **shared)]
-    return dict(description='Learning curves of the picked runs', datasets=dict(curves=[_NOTHING]), layer=[*lines, points], width=620, height=230,
-                autosize=dict(type='pad', resize=True))
+    data = dict(datasets=dict(curves=[_NOTHING]), description='Learning curves of the picked runs')
+    return data | dict(layer=[*lines, points], width=620, height=230, autosize=dict(type='pad', resize=True))
 
 # %% ../../nbs/analysis/16_run_browser.ipynb #15408b72
 class _Picker(widgets.VBox):
