@@ -46,7 +46,7 @@ def explorer(uri: str) -> bytes:
         lab.open(page)
         lab.run_all(page)
         slider(page, 'gap threshold').evaluate("e => e.closest('.jp-Cell').scrollIntoView()")
-        page.wait_for_function("() => [...document.querySelectorAll('img.widget-image')].every(e => e.complete && e.naturalWidth)")
+        page.locator('[data-shown]').first.wait_for()
         assert not page.troubles, page.troubles
         return page.screenshot()
 
