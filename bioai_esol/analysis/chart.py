@@ -35,7 +35,7 @@ async function render({model, el}) {
   async function draw() {
     drawn?.finalize();
     drawn = await window.vegaEmbed(place, structuredClone(model.get('spec')), options(model.get('renderer')));
-    nameMenu(place);
+    tidy(place);
     place.view = drawn.view;
     await tell();
   }

@@ -382,13 +382,14 @@ function show(place) {
   const renderer = spec.datasets.configurations.length > 1000 ? 'canvas' : 'svg';
   vegaEmbed(view, spec, options(renderer)).then(drawn => {
     view.view = drawn.view;
-    nameMenu(view);
+    tidy(view);
     if (frame) frame.style.height = document.body.scrollHeight + 30 + 'px';
   });
 }
 function showAll() {
   document.documentElement.classList.toggle('dark', isDark());
   document.documentElement.classList.toggle('framed', !!frame);
+  document.documentElement.style.background = ground();
   document.querySelectorAll('.charts').forEach(show);
 }
 system.addEventListener('change', showAll);

@@ -54,12 +54,23 @@ function colours() {
   return {background: 'transparent', title: {color: ink, aria}, text: {color: ink}, legend: label, mark: {aria},
           axis: {...label, domainColor: ink, tickColor: ink, gridColor: faint}};
 }
+function ground() {
+  for (let place = frame; place; place = place.parentElement) {
+    const colour = outer.defaultView.getComputedStyle(place).backgroundColor;
+    if (colour !== 'rgba(0, 0, 0, 0)') return colour;
+  }
+  return '';
+}
 function options(renderer) {
   return {renderer, config: colours(), tooltip: {theme: isDark() ? 'dark' : 'light'},
           actions: {export: true, source: false, compiled: false, editor: false}};
 }
-function nameMenu(place) {
+function tidy(place) {
   place.querySelector('summary')?.setAttribute('aria-label', 'Save this chart as a picture');
+  for (const brush of place.querySelectorAll('[role=graphics-symbol]')) {
+    brush.removeAttribute('role');
+    brush.removeAttribute('aria-roledescription');
+  }
 }
 """
 
