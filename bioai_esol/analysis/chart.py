@@ -14,7 +14,7 @@ import ipywidgets as widgets
 import pandas as pd
 import traitlets
 
-from .vega import bundle, COLOURS
+from .vega import bundle, COLOURS, MANNERS
 from ..errors import BioaiError
 
 # %% ../../nbs/analysis/15_chart.ipynb #ad5963aa
@@ -70,7 +70,7 @@ class Chart(anywidget.AnyWidget):
                  data: Mapping | None = None,           # name of a data set: its records
                  *,
                  many: bool = False):                   # thousands of marks, which a canvas draws faster
-        program = f'{bundle()}\n{COLOURS}{_DRAW}{_LISTEN}'
+        program = f'{bundle()}\n{COLOURS}{MANNERS}{_DRAW}{_LISTEN}'
         super().__init__(_esm=program, spec=dict(spec), signals=dict(signals or {}), data=dict(data or {}),
                          renderer='canvas' if many else 'svg')
 

@@ -21,7 +21,7 @@ import vl_convert
 from .effects import configuration_names, counted, finished_runs, format_value, varying_axes
 from .figures import BLUE, label_of, VERMILION, with_unit
 from .page import write_file
-from .vega import bundle, category, COLOURS, mark, quantity
+from .vega import bundle, category, COLOURS, MANNERS, mark, quantity
 from ..errors import BioaiError
 from ..registry.policy import choose_candidate, Policy
 from ..store.runs import load_histories, run_pages
@@ -409,7 +409,7 @@ html.dark body { color: #ddd; } html.dark:not(.framed) { background: #16181b; co
 
 def charts_program() -> str:
     "The JavaScript that draws the charts: Vega, Vega-Lite, Vega-Embed, and the call."
-    return f'{bundle()}\n{{{COLOURS}{_SHOW}}}'.replace('</script', '<\\/script')
+    return f'{bundle()}\n{{{COLOURS}{MANNERS}{_SHOW}}}'.replace('</script', '<\\/script')
 
 def _page(title: str, body: str) -> str:
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
