@@ -71,10 +71,8 @@ function options(renderer) {
 }
 function tidy(place) {
   place.querySelector('summary')?.setAttribute('aria-label', 'Save this chart as a picture');
-  for (const brush of place.querySelectorAll('[role=graphics-symbol]')) {
-    brush.removeAttribute('role');
-    brush.removeAttribute('aria-roledescription');
-  }
+  const names = ['role', 'aria-roledescription', 'aria-label'];
+  for (const part of place.querySelectorAll('[role=graphics-symbol]')) names.forEach(name => part.removeAttribute(name));
 }
 """
 
