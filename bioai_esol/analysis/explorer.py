@@ -110,8 +110,9 @@ def _points(runs: pd.DataFrame) -> pd.DataFrame:
     return shown.iloc[[*range(half), *np.linspace(half, len(shown) - 1, half).astype(int)]]
 
 def _scale(values: pd.Series) -> dict:
-    "From the lowest value to one that hardly any run exceeds; those stand at the edge."
-    return dict(domain=[values.min(), values.quantile(.99)], nice=True, zero=False, clamp=True)
+    "From the lowest value to the highest; what lies far beyond the others stands at the edge."
+    low, most = values.min(), values.quantile(.99)
+    return dict(domain=[low, min(values.max(), most + (most - low))], nice=True, zero=False, clamp=True)
 
 def _gate(signal: str, **at: dict) -> dict:
     "A dashed line where a signal says, on a channel like that of the points."
@@ -241,7 +242,8 @@ def _legend(drawn: int, runs: pd.DataFrame) -> str:
     some = f' &nbsp; drawn: {drawn:,} of {counted(finished, "finished run")}' if drawn < finished else ''
     return (f'<p><span style="color:{BLUE}">●</span> passes every rule &nbsp; '
             f'<span style="color:#999">●</span> does not &nbsp; '
-            f'<span style="color:{VERMILION}">◯</span> is chosen &nbsp; dashed: the gates{some}</p>')
+            f'<span style="color:{VERMILION}">◯</span> is chosen &nbsp; '
+            f'dashed: the gates, at the edge when they lie beyond it{some}</p>')
 
 # %% ../../nbs/analysis/05_explorer.ipynb #b5e20a03
 class _Store:

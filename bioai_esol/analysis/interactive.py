@@ -393,6 +393,7 @@ function showAll() {
   document.querySelectorAll('.charts').forEach(show);
 }
 system.addEventListener('change', showAll);
+if (frame) new MutationObserver(showAll).observe(outer.body, {attributeFilter: ['data-jp-theme-light']});
 showAll();
 """
 

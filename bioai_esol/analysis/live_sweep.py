@@ -66,7 +66,8 @@ def finished_rows(
 def _training_panel(runs: pd.DataFrame) -> dict:
     y = quantity('val_rmse', title=label_of('best_val_rmse', runs).replace('best_', ''), scale=dict(zero=False))
     tips = [category('run'), quantity('epoch'), quantity('val_rmse', format='.3f')]
-    line = mark('line', data=dict(name='curves'), look=dict(strokeWidth=1.5, opacity=.8), x=quantity('epoch'), y=y,
+    look = dict(strokeWidth=1.5, opacity=.8, point=dict(size=150, opacity=0))  # points to be hovered over
+    line = mark('line', data=dict(name='curves'), look=look, x=quantity('epoch'), y=y,
                 color=category('run', legend=None), tooltip=tips)
     return line | dict(width=310, height=210, title=dict(text='in training', anchor='start', fontSize=12))
 
@@ -84,7 +85,8 @@ def _progress_chart(runs: pd.DataFrame) -> Chart:
     data = dict(curves=[], finished=[])
     words = 'Validation error by epoch of the runs in training, and the error of the finished ones'
     apart = dict(scale=dict(color='independent'))
-    return Chart(dict(hconcat=panels, datasets=data, resolve=apart, description=words))
+    pad = dict(type='pad', resize=True)  # room for axes that are drawn later
+    return Chart(dict(hconcat=panels, datasets=data, resolve=apart, autosize=pad, description=words))
 
 # %% ../../nbs/analysis/17_live_sweep.ipynb #b9e79615
 def _runs_html(runs: pd.DataFrame) -> str:

@@ -280,7 +280,7 @@ class _Compared(_Comparison):
     def words(self, some: pd.DataFrame, troubles: Sequence[str]) -> str:
         "HTML below the chart: what is picked, what is missing, and the comparison."
         if not len(self.picked): return styled('<p>No run is picked: click on rows of the table.</p>')
-        lines = [f"{counted(len(self.picked), 'run')} picked."]
+        lines = [f"{counted(len(self.picked), 'run')} picked: {html.escape(', '.join(run_labels(some)))}."]
         if len(self.picked) > len(some): lines.append(f'The first {MAX_COMPARED} are drawn and compared.')
         if len(some) > 1: lines.append('In brackets: the difference to the first.')
         said = ' '.join([*lines, *map(html.escape, troubles)])

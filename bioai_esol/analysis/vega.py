@@ -72,7 +72,8 @@ function options(renderer) {
 function tidy(place) {
   place.querySelector('summary')?.setAttribute('aria-label', 'Save this chart as a picture');
   const names = ['role', 'aria-roledescription', 'aria-label'];
-  for (const part of place.querySelectorAll('[role=graphics-symbol]')) names.forEach(name => part.removeAttribute(name));
+  const parts = place.querySelectorAll('[role=graphics-symbol]');
+  for (const part of parts) names.forEach(name => part.removeAttribute(name));
 }
 """
 
