@@ -19,7 +19,7 @@ _OF_RUNS = '''run_id run_name run_tag status start_time end_time parent kind err
     config_digest hyperparameters package_version note'''
 _OF_LINEAGE = '''dataset dataset_version dataset_source dataset_skipped dataset_reading split_digest split_leakage
     code_version code_problem git_commit git_dirty uncommitted host pid processor threads device'''
-_OF_SWEEPS = 'configurations workers seen_alive repeats members ensemble_of member_runs considered'
+_OF_SWEEPS = 'configurations workers seen_alive progress request repeats members ensemble_of member_runs considered'
 _OF_PROMOTIONS = 'champion candidate version alias life why reproduction repeats_run repeats_run_name'
 _OF_OBSERVATIONS = 'digest sequence source time who'
 _PREFIXES = ('mlflow.', 'version.', 'journal.', 'claim.')

@@ -398,7 +398,7 @@ def _train_all(store: Store, grid: Grid, writers: dict, todo: list[TrainConfig],
         except KeyboardInterrupt as e:
             progress.show('stopping')
             while log.pause() == 0: log.step()  # trained to the end
-            raise SweepInterrupted(f"{e or 'interrupted'} after {progress.done} of {progress.total} runs; "
+            raise SweepInterrupted(f"{str(e) or 'interrupted'} after {progress.done} of {progress.total} runs; "
                                    "the same command continues the sweep") from None
         finally:
             progress.close()
