@@ -71,14 +71,6 @@ def slider(page, name):
     return page.locator('.widget-slider', has_text=name).locator('.noUi-handle')
 
 
-def figure(page):
-    "A digest of the picture that the first widget shows; None while it is being changed."
-    return page.locator('img.widget-image').first.evaluate("""async img => {
-        try { await img.decode(); return Array.from(new Uint8Array(await crypto.subtle.digest('SHA-256', await (await fetch(img.src)).arrayBuffer()))).join() }
-        catch (e) { return null }  // its address was taken back while we looked
-    }""")
-
-
 def until(page, true, what, seconds=30):
     "Look again and again, while the page lives on."
     end = time.monotonic() + seconds

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .chart import AskingButton, Chart, styled, table_html
 from .effects import counted, leaderboard
-from .figures import BLUE, label_of
+from .figures import BLUE, label_of, with_unit
 from .vega import category, mark, quantity
 from ..errors import BioaiError
 from ..store.live import ask_sweep, sweep_state, SweepState
@@ -29,7 +29,7 @@ def _lasting(seconds: float) -> str:
 def _where(state: SweepState) -> str:
     host = f' on {state.host}' if state.host else ''
     if state.status == 'silent': return f'no sign of life for {_lasting(state.silent_s)}{host}: killed, or cut off'
-    return {'over': 'over'}.get(state.status, f'{state.status}{host}, {counted(state.workers, "worker")}')
+    return 'over' if state.status == 'over' else f'{state.status}{host}, {counted(state.workers, "worker")}'
 
 def describe_state(
     state: SweepState,  # of `live.sweep_state`
@@ -64,7 +64,7 @@ def finished_rows(
 
 # %% ../../nbs/analysis/17_live_sweep.ipynb #73b84bf2
 def _training_panel(runs: pd.DataFrame) -> dict:
-    y = quantity('val_rmse', title=label_of('best_val_rmse', runs).replace('best_', ''), scale=dict(zero=False))
+    y = quantity('val_rmse', title=with_unit('val_rmse', runs), scale=dict(zero=False))
     tips = [category('run'), quantity('epoch'), quantity('val_rmse', format='.3f')]
     look = dict(strokeWidth=1.5, opacity=.8, point=dict(size=150, opacity=0))  # points to be hovered over
     line = mark('line', data=dict(name='curves'), look=look, x=quantity('epoch'), y=y,
@@ -115,9 +115,14 @@ class _Showing(_Shown):
     "The same, showing how a sweep stands."
     def refresh(self) -> None:
         "Ask the store, and show it."
-        before = getattr(self, 'state', None)
+        before = self.state
         self.state = sweep_state(self.run_tag, tracking_uri=self.tracking_uri)
-        if before is None or (before.finished, before.status) != (self.state.finished, self.state.status): self.load()
+        if (before.finished, before.status) != (self.state.finished, self.state.status):
+            self.take(load_runs(self.run_tag, tracking_uri=self.tracking_uri))
+        self.show()
+
+    def show(self) -> None:
+        "Show what the store said."
         self.headline.value = styled(f'<p><b>{html.escape(describe_state(self.state))}</b></p>')
         over = self.state.status == 'over'
         self.bar.value = self.state.finished / max(self.state.total, 1) if over else self.state.share
@@ -125,9 +130,8 @@ class _Showing(_Shown):
         self.buttons.layout.display = 'none' if over else ''
         self.hold.description = 'Go on' if self.state.status == 'paused' else 'Pause'
 
-    def load(self) -> None:
+    def take(self, runs: pd.DataFrame) -> None:  # of `runs.load_runs`
         "The runs themselves."
-        runs = load_runs(self.run_tag, tracking_uri=self.tracking_uri)
         self.done = finished_rows(runs)
         self.runs_text.value = _runs_html(runs)
 
@@ -165,12 +169,14 @@ class LiveSweep(_Asking):
                  *,
                  tracking_uri: str | None = None,   # see `client.store_uri`
                  seconds: float = 3):               # between two looks
+        self.state = sweep_state(run_tag, tracking_uri=tracking_uri)
         runs = load_runs(run_tag, tracking_uri=tracking_uri)
         self.run_tag = run_tag or runs.run_tag.iloc[0]
         self.tracking_uri = tracking_uri
         self.seconds = seconds
         super().__init__(runs, seconds)
-        self.refresh()
+        self.take(runs)
+        self.show()
         try: self.task = asyncio.get_running_loop().create_task(self.follow())
         except RuntimeError: self.task = None  # no event loop
 

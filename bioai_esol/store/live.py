@@ -10,11 +10,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..errors import BioaiError
-from .client import connect
+from .client import connect, Store
 from .outbox import MAX_CHARS, now_ms
 from .runs import finished_of, newest_sweep, whole_tag
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 # %% ../../nbs/store/09_live.ipynb #7af4b3dc
 @dataclass(frozen=True)
@@ -91,7 +95,10 @@ def sweep_state(
 ) -> SweepState:
     "How a sweep stands, as it said itself last; of one that is over, or has said nothing yet, what is in the store."
     store = connect(tracking_uri)
-    run = newest_sweep(store, run_tag)
+    return _standing(store, newest_sweep(store, run_tag))
+
+def _standing(store: Store, run: 'Run') -> SweepState:
+    "How the sweep stands that this run stands for."
     tags = run.data.tags
     silent_s = (now_ms() - (whole_tag(run, 'seen_alive') or run.info.start_time)) / 1000
     now = dict(host=tags.get('host', ''), silent_s=silent_s)
@@ -116,7 +123,7 @@ def ask_sweep(
     if request not in REQUESTS: raise BioaiError(f"a sweep cannot be asked to {request!r}: {', '.join(REQUESTS)}")
     store = connect(tracking_uri)
     run = newest_sweep(store, run_tag)
-    state = sweep_state(run.data.tags['run_tag'], tracking_uri=tracking_uri)
+    state = _standing(store, run)
     name = f"the sweep {run.data.tags['run_tag']!r}"
     if state.status == 'over': raise BioaiError(f"{name} is over: the same command continues it")
     if state.status == 'silent':

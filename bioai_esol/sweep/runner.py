@@ -288,10 +288,10 @@ class _Sweep(_Replacing):
         elif kind == 'failed': [worker.trouble] = content  # it ends now
         else: self.ticked(worker, *content)
 
-    def ticked(self, worker: _Worker, epochs: int, best: float, latest: list[float]):
-        "Some epochs of a block are over."
-        worker.ticks.append(_Tick(worker.epochs_seen + epochs, latest))
-        self.progress.advance(worker.block, epochs, best)
+    def ticked(self, worker: _Worker, epoch: int, best: float, latest: list[float]):
+        "The epochs of a block up to this one are over."
+        self.progress.advance(worker.block, epoch - worker.epochs_seen, best)
+        worker.ticks.append(_Tick(epoch, latest))
 
     def trained(self, worker: _Worker, results: list):
         "A block is trained: its worker gets the next one, then its results are kept."

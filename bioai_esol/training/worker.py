@@ -32,12 +32,10 @@ class _Ticks:
     def __init__(self, pipe: Connection):
         self.pipe = pipe
         self.sent_at = time.monotonic()
-        self.epoch = 0  # of the last tick
 
     def __call__(self, epoch: int, best: float, latest: list[float]) -> float:
         if time.monotonic() - self.sent_at < TICK_INTERVAL_S: return 0.
-        self.pipe.send(('tick', epoch - self.epoch, best, latest))
-        self.epoch = epoch
+        self.pipe.send(('tick', epoch, best, latest))
         self.sent_at = time.monotonic()
         is_paused = False
         while is_paused or self.pipe.poll(): is_paused = self.pipe.recv() == PAUSE

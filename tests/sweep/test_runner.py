@@ -210,6 +210,7 @@ def test_a_sweep_pauses_and_goes_on_when_it_is_asked_to(tmp_path):
         return sweep_state('small', tracking_uri=uri)
     process = start(tmp_path, epochs=300)
     wait_for(tmp_path, lambda s: s.get('RUNNING', 0) >= 4, process)
+    wait_until(lambda: state().share > 0, process, seconds=120)  # a worker that has told nothing yet does not hear either
     ask_sweep('pause', 'small', tracking_uri=uri)
     wait_until(lambda: state().status == 'paused', process, seconds=60)
     time.sleep(4)  # until the workers' last ticks are told
