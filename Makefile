@@ -38,7 +38,8 @@ demo: $(READY)   ## a champion in a minute: three models on descriptors, in a st
 
 test: $(READY)   ## every notebook as a test, then tests/
 	@echo "notebooks"; $(BIN)/python .ci/outputs.py --compare -j 2
-	@echo "tests/"; $(BIN)/pytest
+	@echo "tests/"; $(BIN)/pytest -m "not alone"
+	@echo "tests of a time, one by one"; $(BIN)/pytest -n 0 -m alone
 
 test-long: $(READY) ## five hundred random lives of a registry, and as many command lines; under an hour
 	@BIOAI_SEQUENCES=500 $(BIN)/pytest --dist load tests/registry/test_lifecycle.py tests/cli/test_fuzz.py

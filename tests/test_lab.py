@@ -139,6 +139,7 @@ many = many.assign(run_id=[f'r{{i}}' for i in range(len(many))])
 PolicyExplorer(many)"""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('runs, limit_ms', [(162, 150), (10_000, 500)])
 def test_a_slider_is_answered_while_it_moves(runs, limit_ms, notebook):
     "From the value of the slider to the chart that shows it, the kernel's judgement in between: the middle of twenty steps."
@@ -294,7 +295,7 @@ def test_a_running_sweep_is_watched_paused_and_stopped(folder, page, notebook):
         page.get_by_role('button', name='Yes').click()
         assert sweep.wait(60) == 130
         assert 'stopped as it was asked to after' in (words := sweep.stderr.read()) and 'the same command continues' in words, words
-        page.get_by_text(re.compile(r'^over: \d+ of 36 runs finished; the same command continues it')).wait_for()
+        page.get_by_text(re.compile(r'^stopped: \d+ of 36 runs finished; the same command continues it')).wait_for()
         assert set(load_runs('live', tracking_uri=uri_of(folder)).status) <= {'FINISHED', 'KILLED'}
         assert wrong(page) == []
     finally:

@@ -49,8 +49,8 @@ class Finding:
 
 # %% ../../nbs/analysis/10_advice.ipynb #df9c7225
 _Answer = list[Finding] | str
-NO_PREDICTIONS = 'no predictions were given'
-NO_HISTORIES = 'no histories were given'
+NO_PREDICTIONS = 'no predictions were given: predictions=esol.load_predictions(run_id)'
+NO_HISTORIES = 'no histories were given: histories=esol.load_histories(runs)'
 NO_NETWORK = 'no network is among these runs'
 
 @dataclass(frozen=True)

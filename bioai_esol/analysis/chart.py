@@ -14,7 +14,7 @@ import ipywidgets as widgets
 import pandas as pd
 import traitlets
 
-from .vega import bundle, COLOURS, MANNERS
+from .vega import bundle, COLOURS, FITTED, MANNERS
 from ..errors import BioaiError
 
 # %% ../../nbs/analysis/15_chart.ipynb #ad5963aa
@@ -34,10 +34,11 @@ async function render({model, el}) {
   }
   async function draw() {
     drawn?.finalize();
-    drawn = await window.vegaEmbed(place, structuredClone(model.get('spec')), options(model.get('renderer')));
-    tidy(place);
-    place.view = drawn.view;
-    await tell();
+    await fitted(place, model.get('spec'), model.get('renderer'), now => {
+      drawn = now;
+      place.view = now.view;
+      return tell();
+    });
   }
 """
 
@@ -70,7 +71,7 @@ class Chart(anywidget.AnyWidget):
                  data: Mapping | None = None,           # name of a data set: its records
                  *,
                  many: bool = False):                   # thousands of marks, which a canvas draws faster
-        program = f'{bundle()}\n{COLOURS}{MANNERS}{_DRAW}{_LISTEN}'
+        program = f'{bundle()}\n{COLOURS}{MANNERS}{FITTED}{_DRAW}{_LISTEN}'
         super().__init__(_esm=program, spec=dict(spec), signals=dict(signals or {}), data=dict(data or {}),
                          renderer='canvas' if many else 'svg')
 
@@ -81,8 +82,8 @@ _STYLE = '''<style>
 .bioai th, .bioai td { border: 0; border-bottom: 1px solid var(--jp-border-color2, #ddd); padding: .1em .7em; }
 .bioai th, .bioai td { text-align: right; } .bioai th:first-child, .bioai td:first-child { text-align: left; }
 .bioai .verdict { font-size: 1.15em; font-weight: bold; margin: 0; }
-.bioai .yes { color: #00785a; } [data-jp-theme-light=false] .bioai .yes { color: #35c69a; }
-.bioai .no { color: #b8430b; } [data-jp-theme-light=false] .bioai .no { color: #ff8a55; }
+.bioai .yes { color: color-mix(in srgb, #009e73 65%, currentColor); }
+.bioai .no { color: color-mix(in srgb, #d55e00 65%, currentColor); }
 .bioai pre { padding: .4em .6em; background: var(--jp-layout-color2, #eee); white-space: pre-wrap; user-select: all; }
 </style>'''
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'PIECES', 'MAX_CURVES', 'MAX_LINES', 'WIDTH', 'DRAWN_CURVES', 'TABLE_ROWS', 'HINT', 'configurations',
-           'thinned', 'charts_program', 'LinkedCharts', 'explore']
+           'thinned', 'stretch_length', 'charts_program', 'LinkedCharts', 'explore']
 
 # %% ../../nbs/analysis/13_interactive.ipynb #f86f8d54
 import html
@@ -21,7 +21,7 @@ import vl_convert
 from .effects import configuration_names, counted, finished_runs, format_value, varying_axes
 from .figures import BLUE, label_of, VERMILION, with_unit
 from .page import write_file
-from .vega import bundle, category, COLOURS, MANNERS, mark, quantity
+from .vega import bundle, category, COLOURS, FITTED, MANNERS, mark, quantity
 from ..errors import BioaiError
 from ..registry.policy import choose_candidate, Policy
 from ..store.runs import load_histories, run_pages
@@ -83,6 +83,12 @@ def thinned(
     length = math.ceil(histories.epoch.max() / PIECES)
     epoch = -(-histories.epoch // length) * length
     return histories.assign(epoch=epoch).groupby(['name', 'run_id', 'metric', 'epoch'], as_index=False).value.median()
+
+def stretch_length(
+    epochs: Sequence[int],  # of `thinned`
+) -> int:
+    "How many epochs a median is over."
+    return int(min(np.diff(sorted(set(epochs))), default=1))
 
 def _curve(name: str, part: pd.DataFrame) -> dict:
     "The curves of one configuration as lists, which take a tenth of the room of a table."
@@ -274,7 +280,9 @@ def _learning(sweep: _Sweep) -> dict:
     lowest = min(min(curve['train_rmse']) for curve in sweep.curves)
     scale = dict(domain=[lowest, float(np.quantile(values, .98))], clamp=True)
     y = {field: quantity(field, title=sweep.error, scale=scale) for field in _LISTS[1:]}
-    shared = dict(x=quantity('epoch'), color=_colour(sweep), detail=category('name'))
+    epochs = stretch_length([epoch for curve in sweep.curves for epoch in curve['epoch']])
+    x = quantity('epoch', title='epoch' if epochs == 1 else f'epoch (curves: medians over {epochs} epochs)')
+    shared = dict(x=x, color=_colour(sweep), detail=category('name'))
     several = [*drawn, dict(filter='datum.seeds > 1')]
     layers = [
         mark('area', several, look=dict(opacity=.15), **shared, y=y['low'], y2=dict(field='high')),
@@ -380,9 +388,8 @@ _SHOW = """
 function show(place) {
   const spec = JSON.parse(place.querySelector('script').textContent), view = place.querySelector('.view');
   const renderer = spec.datasets.configurations.length > 1000 ? 'canvas' : 'svg';
-  vegaEmbed(view, spec, options(renderer)).then(drawn => {
+  fitted(view, spec, renderer, () => null).then(drawn => {
     view.view = drawn.view;
-    tidy(view);
     if (frame) frame.style.height = document.body.scrollHeight + 30 + 'px';
   });
 }
@@ -400,7 +407,7 @@ showAll();
 # %% ../../nbs/analysis/13_interactive.ipynb #78647dd3
 _CHARTS_STYLE = """
 .charts { overflow-x: auto; } .charts p { max-width: 48rem; } .charts .vega-bind { font-size: .9rem; }
-@media print { .charts { display: none; } }
+@media print { .charts, h2:has(+ style + .charts) { display: none; } }
 """
 
 _STYLE = """
@@ -410,7 +417,7 @@ html.dark body { color: #ddd; } html.dark:not(.framed) { background: #16181b; co
 
 def charts_program() -> str:
     "The JavaScript that draws the charts: Vega, Vega-Lite, Vega-Embed, and the call."
-    return f'{bundle()}\n{{{COLOURS}{MANNERS}{_SHOW}}}'.replace('</script', '<\\/script')
+    return f'{bundle()}\n{{{COLOURS}{MANNERS}{FITTED}{_SHOW}}}'.replace('</script', '<\\/script')
 
 def _page(title: str, body: str) -> str:
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'

@@ -29,7 +29,9 @@ def _lasting(seconds: float) -> str:
 def _where(state: SweepState) -> str:
     host = f' on {state.host}' if state.host else ''
     if state.status == 'silent': return f'no sign of life for {_lasting(state.silent_s)}{host}: killed, or cut off'
-    return 'over' if state.status == 'over' else f'{state.status}{host}, {counted(state.workers, "worker")}'
+    if state.status != 'over': return f'{state.status}{host}, {counted(state.workers, "worker")}'
+    if state.finished + state.failed < state.total: return 'stopped'
+    return 'finished' if not state.failed else 'over'
 
 def describe_state(
     state: SweepState,  # of `live.sweep_state`
@@ -39,7 +41,7 @@ def describe_state(
     if state.failed: parts.append(f'{state.failed} failed')
     if state.best_val_rmse is not None: parts.append(f'best val_rmse {state.best_val_rmse:.4f}')
     if state.status in ('running', 'paused') and state.share: parts.append(f'{state.share:.0%} of the epochs trained')
-    if state.seconds_left: parts.append(f'about {_lasting(state.seconds_left)} left')
+    if state.status == 'running' and state.seconds_left: parts.append(f'about {_lasting(state.seconds_left)} left')
     text = f"{_where(state)}: {', '.join(parts)}"
     return text + ('; the same command continues it' if state.status == 'over' and state.finished < state.total else '')
 
@@ -63,13 +65,16 @@ def finished_rows(
     return done[['run', 'n', 'best_val_rmse', 'lowest']].round(4).to_dict('records')
 
 # %% ../../nbs/analysis/17_live_sweep.ipynb #73b84bf2
+def _under(heading: str) -> dict:
+    return dict(width=310, height=210, title=dict(text=heading, anchor='start', fontSize=12))
+
 def _training_panel(runs: pd.DataFrame) -> dict:
     y = quantity('val_rmse', title=with_unit('val_rmse', runs), scale=dict(zero=False))
     tips = [category('run'), quantity('epoch'), quantity('val_rmse', format='.3f')]
     look = dict(strokeWidth=1.5, opacity=.8, point=dict(size=150, opacity=0))  # points to be hovered over
     line = mark('line', data=dict(name='curves'), look=look, x=quantity('epoch'), y=y,
                 color=category('run', legend=None), tooltip=tips)
-    return line | dict(width=310, height=210, title=dict(text='in training', anchor='start', fontSize=12))
+    return line | _under('in training (in blocks)')
 
 def _finished_panel(runs: pd.DataFrame) -> dict:
     x = quantity('n', title='finished runs', axis=dict(tickMinStep=1))
@@ -78,7 +83,7 @@ def _finished_panel(runs: pd.DataFrame) -> dict:
     of = dict(name='finished')
     steps = mark('line', data=of, look=dict(interpolate='step-after', color=BLUE), x=x, y=y | dict(field='lowest'))
     dots = mark('circle', data=of, look=dict(size=35, color='#888'), x=x, y=y, tooltip=tips)
-    return dict(layer=[steps, dots], width=310, height=210, title=dict(text='finished', anchor='start', fontSize=12))
+    return dict(layer=[steps, dots]) | _under('finished')
 
 def _progress_chart(runs: pd.DataFrame) -> Chart:
     panels = [_training_panel(runs), _finished_panel(runs)]
@@ -111,8 +116,24 @@ class _Shown(widgets.VBox):
         super().__init__([self.headline, self.bar, self.buttons, self.chart, self.runs_text])
 
 # %% ../../nbs/analysis/17_live_sweep.ipynb #05e63d71
-class _Showing(_Shown):
+class _Taking(_Shown):
+    "The parts, and how runs and errors get into them."
+    def take(self, runs: pd.DataFrame) -> None:  # of `runs.load_runs`
+        "The runs themselves."
+        self.done = finished_rows(runs)
+        self.runs_text.value = _runs_html(runs)
+
+    def say(self, e: BioaiError) -> None:
+        "An error in place of the headline."
+        self.headline.value = styled(f'<p class="no">{html.escape(str(e))}</p>')
+
+# %% ../../nbs/analysis/17_live_sweep.ipynb #3cfa1d64
+_ANSWERS = {'pause': 'paused', 'go on': 'running', 'stop': 'over'}  # request: the status that answers it
+
+class _Showing(_Taking):
     "The same, showing how a sweep stands."
+    asked = None  # the request that is not answered yet
+
     def refresh(self) -> None:
         "Ask the store, and show it."
         before = self.state
@@ -123,21 +144,16 @@ class _Showing(_Shown):
 
     def show(self) -> None:
         "Show what the store said."
-        self.headline.value = styled(f'<p><b>{html.escape(describe_state(self.state))}</b></p>')
         over = self.state.status == 'over'
+        if self.state.status in (_ANSWERS.get(self.asked), 'over', 'silent'): self.asked = None
+        waits = f' (asked to {self.asked}: it answers within seconds)' if self.asked else ''
+        self.headline.value = styled(f'<p><b>{html.escape(describe_state(self.state))}</b>{waits}</p>')
         self.bar.value = self.state.finished / max(self.state.total, 1) if over else self.state.share
         self.chart.data = dict(curves=curve_rows(self.state), finished=self.done)
         self.buttons.layout.display = 'none' if over else ''
         self.hold.description = 'Go on' if self.state.status == 'paused' else 'Pause'
-
-    def take(self, runs: pd.DataFrame) -> None:  # of `runs.load_runs`
-        "The runs themselves."
-        self.done = finished_rows(runs)
-        self.runs_text.value = _runs_html(runs)
-
-    def say(self, e: BioaiError) -> None:
-        "An error in place of the headline."
-        self.headline.value = styled(f'<p class="no">{html.escape(str(e))}</p>')
+        self.hold.disabled = self.asked is not None
+        self.stop.button.disabled = self.asked == 'stop'
 
 # %% ../../nbs/analysis/17_live_sweep.ipynb #09d11eaa
 class _Asking(_Showing):
@@ -145,6 +161,8 @@ class _Asking(_Showing):
     def ask(self, request: str) -> None:
         "See `live.ask_sweep`."
         ask_sweep(request, self.run_tag, tracking_uri=self.tracking_uri)
+        self.asked = request
+        self.show()
 
     def pause_or_go_on(self) -> None:
         "What the first button does."
@@ -157,9 +175,9 @@ class _Asking(_Showing):
                 'and the same command continues it.')
 
     def end(self) -> str:
-        "Stop it; in HTML what became of it."
+        "Stop it; the headline says what becomes of it."
         self.ask('stop')
-        return styled('<p>It was asked to stop, and does so within seconds.</p>')
+        return ''
 
 # %% ../../nbs/analysis/17_live_sweep.ipynb #2eddd11a
 class LiveSweep(_Asking):

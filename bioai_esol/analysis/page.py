@@ -42,7 +42,7 @@ td { font-variant-numeric: tabular-nums; } td.text, th.text { text-align: left; 
 }
 @media print {
   :root { color-scheme: light; } body { background: #fff; color: #222; font-size: 11px; max-width: none; }
-  figure, tr { break-inside: avoid; } nav { display: none; }
+  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } nav { display: none; }
 }
 '''
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'MAX_COMPARED', 'run_labels', 'settings_of', 'differing', 'run_table', 'side_by_side', 'curve_records',
-           'curves_specification', 'parse_tag', 'RunBrowser']
+           'best_records', 'curves_specification', 'parse_tag', 'RunBrowser']
 
 # %% ../../nbs/analysis/16_run_browser.ipynb #02b1a6fe
 import html
@@ -20,7 +20,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from .chart import Chart, styled, table_html
 from .effects import AXES, counted, format_value
 from .figures import with_unit
-from .interactive import thinned
+from .interactive import stretch_length, thinned
 from .vega import category, mark, quantity
 from ..errors import BioaiError
 from ..store.notes import annotate, user_tags
@@ -189,6 +189,22 @@ def curve_records(
     wide = wide.reindex(label.values(), level='name').reset_index(names=['run', 'epoch']).astype(object)
     return wide.where(wide.notna(), None).to_dict('records')
 
+# %% ../../nbs/analysis/16_run_browser.ipynb #53e9b060
+def best_records(
+    runs: pd.DataFrame,          # rows of `runs.load_runs`
+    curves: Sequence[Mapping],   # of `curve_records`
+) -> list[dict]:                 # `run`, `epoch`, `val_rmse`
+    "The best epoch of the runs that have a curve; the curve, of medians, may pass some way off."
+    drawn = {record['run'] for record in curves}
+    best = zip(run_labels(runs), runs.best_epoch, runs.best_val_rmse)
+    return [dict(run=run, epoch=int(epoch), val_rmse=round(error, 4))
+            for run, epoch, error in best if run in drawn and pd.notna(error)]
+
+def _describe_curves(curves: Sequence[Mapping]) -> str:
+    epochs = stretch_length([record['epoch'] for record in curves])
+    medians = '' if epochs == 1 else f'medians over {epochs} epochs, '
+    return f'Curves: {medians}dashed for the training molecules; ◯ is the best epoch.'
+
 # %% ../../nbs/analysis/16_run_browser.ipynb #806ed4be
 _NOTHING = dict(run='', epoch=0, val_rmse=0, train_rmse=0)  # until there is a curve: without any, axes have no ends
 
@@ -209,8 +225,10 @@ def curves_specification(
     points['params'] = [dict(name='hover', select=at)]
     lines = [mark('line', look=dict(strokeWidth=1, strokeDash=[3, 3]), y=y | dict(field='train_rmse'), **shared),
              mark('line', look=dict(strokeWidth=1.8), y=y, **shared)]
-    data = dict(datasets=dict(curves=[_NOTHING]), description='Learning curves of the picked runs')
-    return data | dict(layer=[*lines, points], width=620, height=230, autosize=dict(type='pad', resize=True))
+    best = mark('point', data=dict(name='best'), look=dict(size=70, strokeWidth=1.8), x=quantity('epoch'), y=y,
+                color=colour, opacity=opacity, tooltip=tips[:3])
+    data = dict(datasets=dict(curves=[_NOTHING], best=[]), description='Learning curves of the picked runs')
+    return data | dict(layer=[*lines, best, points], width=620, height=230, autosize=dict(type='pad', resize=True))
 
 # %% ../../nbs/analysis/16_run_browser.ipynb #15408b72
 class _Picker(widgets.VBox):
@@ -269,21 +287,22 @@ class _Compared(_Comparison):
     def follow(self):
         "Show curves and differences of the runs that are picked."
         some = self.picked.head(MAX_COMPARED)
-        records, troubles = [], []
+        records, remarks = [], []
         try: records = curve_records(some, self.curves(some)) if len(some) else []
-        except BioaiError as e: troubles.append(str(e))
-        if len(some) and not records and not troubles: troubles.append('None of these runs has a learning curve.')
-        if records: self.chart.data = dict(curves=records)
+        except BioaiError as e: remarks.append(str(e))
+        if records: remarks.append(_describe_curves(records))
+        elif len(some) and not remarks: remarks.append('None of these runs has a learning curve.')
+        if records: self.chart.data = dict(curves=records, best=best_records(some, records))
         self.chart.layout.display = '' if records else 'none'
-        self.text.value = self.words(some, troubles)
+        self.text.value = self.words(some, remarks)
 
-    def words(self, some: pd.DataFrame, troubles: Sequence[str]) -> str:
+    def words(self, some: pd.DataFrame, remarks: Sequence[str]) -> str:
         "HTML below the chart: what is picked, what is missing, and the comparison."
         if not len(self.picked): return styled('<p>No run is picked: click on rows of the table.</p>')
         lines = [f"{counted(len(self.picked), 'run')} picked: {html.escape(', '.join(run_labels(some)))}."]
         if len(self.picked) > len(some): lines.append(f'The first {MAX_COMPARED} are drawn and compared.')
         if len(some) > 1: lines.append('In brackets: the difference to the first.')
-        said = ' '.join([*lines, *map(html.escape, troubles)])
+        said = ' '.join([*lines, *map(html.escape, remarks)])
         return styled(f'<p>{said}</p>', f'<div style="overflow-x: auto">{table_html(side_by_side(some))}</div>')
 
 # %% ../../nbs/analysis/16_run_browser.ipynb #465daf7c

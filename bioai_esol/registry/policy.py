@@ -90,7 +90,9 @@ class Rule:
         return f"{mark} {self.name}: {self.reason}"
 
 # %% ../../nbs/registry/01_policy.ipynb #124d984b
-_YES_COLOUR, _NO_COLOUR = '#009e73', '#d55e00'  # green and vermilion that colour-blind readers tell apart
+# green and vermilion, which colour-blind readers tell apart, mixed with the ink of the page: readable on light and dark
+_YES_COLOUR = 'color-mix(in srgb, #009e73 65%, currentColor)'
+_NO_COLOUR = 'color-mix(in srgb, #d55e00 65%, currentColor)'
 
 def verdict_html(
     subject: str,              # what was decided

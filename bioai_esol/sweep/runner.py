@@ -24,7 +24,7 @@ from ..errors import BioaiError, ConfigError, without_password
 from ..models.fitted import MoleculeSet
 from ..store.client import connect, Store, store_lock
 from ..store.doctor import require_writable_artifacts
-from ..store.live import BlockState, state_tag, SweepState
+from ..store.live import BlockState, MAX_POINTS, spread, state_tag, SweepState
 from ..store.outbox import deliver_pending, now_ms, Outbox, Record
 from ..store.runs import runs_table, search, typed_runs, whole_tag
 from ..store.writer import Delivery, fail_run, Writer
@@ -307,8 +307,9 @@ def _figure(error: float) -> float | None: return round(error, 3) if math.isfini
 def _block_state(worker: _Worker) -> BlockState:
     "What is told of a block in training."
     names = [run.name for run in worker.runs]
-    curves = [[_figure(tick.val_rmse[k]) for tick in worker.ticks] for k in range(len(names))]
-    seen = [tick.epoch for tick in worker.ticks]
+    ticks = [worker.ticks[i] for i in spread(len(worker.ticks), MAX_POINTS)]  # hours of training have thousands
+    curves = [[_figure(tick.val_rmse[k]) for tick in ticks] for k in range(len(names))]
+    seen = [tick.epoch for tick in ticks]
     return BlockState(names, worker.epochs_seen, worker.block[0].epochs, seen, curves)
 
 # %% ../../nbs/sweep/02_runner.ipynb #45718074
