@@ -18,6 +18,7 @@ _HOME = {  # public name: the module that defines it
     'look': 'analysis.look', 'explore': 'analysis.interactive', 'advice': 'analysis.advice',
     'leaderboard': 'analysis.effects', 'effects': 'analysis.effects', 'stability': 'analysis.effects',
     'compare_sweeps': 'analysis.sweep_comparison',
+    'PolicyExplorer': 'analysis.explorer', 'RunBrowser': 'analysis.run_browser', 'LiveSweep': 'analysis.live_sweep',
     'Policy': 'registry.policy', 'choose_candidate': 'registry.policy',
     'promote': 'registry.promotion',
     'rollback': 'registry.versions', 'archive': 'registry.versions', 'restore': 'registry.versions',
@@ -29,6 +30,8 @@ _HOME = {  # public name: the module that defines it
     'compare': 'serving.comparison', 'SolubilityModel': 'serving.endpoint',
     'write_report': 'analysis.report',
 }
+
+_LAB = ('anywidget', 'ipywidgets', 'itables')  # what only the extra `lab` installs
 
 _FORMERLY = {'load_csv': 'load_table'}  # works, and is offered no more
 
@@ -42,7 +45,13 @@ def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
-    value = getattr(import_module(f'{__name__}.{_HOME[name]}'), name)
+    try:
+        value = getattr(import_module(f'{__name__}.{_HOME[name]}'), name)
+    except ModuleNotFoundError as e:
+        package = (e.name or '').partition('.')[0]
+        if package not in _LAB:
+            raise
+        raise ImportError(f"{name} needs {package}, of the extra `lab`: pip install 'bioai-esol[lab]'") from None
     globals()[name] = value
     return value
 
@@ -54,9 +63,12 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:  # what editors and type checkers read
     from .analysis.advice import advice as advice
     from .analysis.effects import effects as effects, leaderboard as leaderboard, stability as stability
+    from .analysis.explorer import PolicyExplorer as PolicyExplorer
     from .analysis.interactive import explore as explore
+    from .analysis.live_sweep import LiveSweep as LiveSweep
     from .analysis.look import look as look
     from .analysis.report import write_report as write_report
+    from .analysis.run_browser import RunBrowser as RunBrowser
     from .analysis.sweep_comparison import compare_sweeps as compare_sweeps
     from .chem.dataset import Dataset as Dataset, load_esol as load_esol, load_table as load_table
     from .monitoring.follow import follow as follow

@@ -1,4 +1,4 @@
-"`import bioai_esol as esol`: some thirty names, imported when they are first used, described where Shift+Tab looks."
+"`import bioai_esol as esol`: some forty names, imported when they are first used, described where Shift+Tab looks."
 import ast
 import doctest
 import inspect
@@ -16,7 +16,7 @@ SECTIONS = ('Parameters', 'Returns', 'Raises', 'Examples')
 
 
 def test_every_name_is_there_and_listed():
-    assert 25 <= len(esol.__all__) <= 40
+    assert 25 <= len(esol.__all__) <= 42
     for name in esol.__all__:
         assert getattr(esol, name).__name__ == name
     assert set(esol.__all__) <= set(dir(esol))
@@ -40,6 +40,13 @@ def test_editors_see_the_same_names():
 def test_a_name_imports_only_what_it_needs():
     show = "import bioai_esol as esol, sys; esol.Policy; print(*sorted({'torch', 'mlflow', 'rdkit', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, '-c', show], capture_output=True, text=True, check=True).stdout.split() == []
+
+
+@pytest.mark.parametrize('name, package', [('PolicyExplorer', 'ipywidgets'), ('LiveSweep', 'anywidget'), ('RunBrowser', 'itables')])
+def test_without_the_extra_lab_it_says_how_to_get_it(name, package):
+    show = f"import sys; sys.modules['{package}'] = None; import bioai_esol as esol; esol.{name}"
+    done = subprocess.run([sys.executable, '-c', show], capture_output=True, text=True)
+    assert done.stderr.endswith(f"ImportError: {name} needs {package}, of the extra `lab`: pip install 'bioai-esol[lab]'\n")
 
 
 @pytest.mark.parametrize('name', sorted(set(esol.__all__) - {'SolubilityModel'}))

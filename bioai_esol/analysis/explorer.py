@@ -307,12 +307,32 @@ class _Following(_Laid):
 
 # %% ../../nbs/analysis/05_explorer.ipynb #b5e20a01
 class PolicyExplorer(_Following):
-    "Sliders for every threshold; verdict, gates and rules follow, and a button promotes after asking."
-    def __init__(self,
-                 runs: pd.DataFrame,                # of `runs.load_runs`
-                 policy: Policy | None = None,      # where the sliders begin; the default policy when not given
-                 *,
-                 tracking_uri: str | None = None):  # the store of the runs; see `client.store_uri`
+    """A slider for every threshold: verdict, gates and rules follow, and a button promotes after asking.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        One row per run, as `load_runs` gives them, of one sweep.
+    policy : Policy, optional
+        Where the sliders begin; the default policy when not given.
+    tracking_uri : str, optional
+        The store of the runs: `$MLFLOW_TRACKING_URI`, or else `mlflow.db` in the working directory, when not given.
+
+    Raises
+    ------
+    StoreError
+        When the store cannot be asked for the champion.
+
+    See Also
+    --------
+    choose_candidate, promote : The same in a script.
+
+    Examples
+    --------
+    >>> import bioai_esol as esol
+    >>> esol.PolicyExplorer(esol.load_runs('try1'))
+    """
+    def __init__(self, runs: pd.DataFrame, policy: Policy | None = None, *, tracking_uri: str | None = None):
         super().__init__(runs, policy or Policy(), tracking_uri)
 
     def question(self) -> str:

@@ -181,12 +181,28 @@ class _Asking(_Showing):
 
 # %% ../../nbs/analysis/17_live_sweep.ipynb #2eddd11a
 class LiveSweep(_Asking):
-    "How a sweep stands, looked up while it runs, with buttons to pause and to stop it; in a script call `refresh`."
-    def __init__(self,
-                 run_tag: str | None = None,        # the newest sweep when not given
-                 *,
-                 tracking_uri: str | None = None,   # see `client.store_uri`
-                 seconds: float = 3):               # between two looks
+    """How a sweep stands, looked up while it runs, with buttons to pause and to stop it; in a script call `refresh`.
+
+    Parameters
+    ----------
+    run_tag : str, optional
+        The sweep; the newest when not given. It may run in another process, or on another machine.
+    tracking_uri : str, optional
+        Its store: `$MLFLOW_TRACKING_URI`, or else `mlflow.db` in the working directory, when not given.
+    seconds : float
+        Between two looks.
+
+    Raises
+    ------
+    BioaiError
+        When there is no such sweep.
+
+    Examples
+    --------
+    >>> import bioai_esol as esol
+    >>> esol.LiveSweep('try1')
+    """
+    def __init__(self, run_tag: str | None = None, *, tracking_uri: str | None = None, seconds: float = 3):
         self.state = sweep_state(run_tag, tracking_uri=tracking_uri)
         runs = load_runs(run_tag, tracking_uri=tracking_uri)
         self.run_tag = run_tag or runs.run_tag.iloc[0]

@@ -344,12 +344,28 @@ class _Annotated(_Compared):
 
 # %% ../../nbs/analysis/16_run_browser.ipynb #5de1cbba
 class RunBrowser(_Annotated):
-    "A table of runs: sort, search, hide columns, pick some, compare them, and give them a note or a tag."
-    def __init__(self,
-                 runs: pd.DataFrame,                    # of `runs.load_runs`
-                 histories: pd.DataFrame | None = None, # of `runs.load_histories`; read for picked runs when not given
-                 *,
-                 tracking_uri: str | None = None):      # of the runs: see `client.store_uri`
+    """A table of runs: sort, search, hide columns, pick some, compare them, and give them a note or a tag.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        One row per run, as `load_runs` gives them; of several sweeps together, too.
+    histories : DataFrame, optional
+        Every epoch, as `load_histories` gives them; read for the picked runs when not given.
+    tracking_uri : str, optional
+        The store of the runs: `$MLFLOW_TRACKING_URI`, or else `mlflow.db` in the working directory, when not given.
+
+    See Also
+    --------
+    leaderboard : The best runs as a plain table.
+    explore : The runs as linked charts.
+
+    Examples
+    --------
+    >>> import bioai_esol as esol
+    >>> esol.RunBrowser(esol.load_runs('try1'))
+    """
+    def __init__(self, runs: pd.DataFrame, histories: pd.DataFrame | None = None, *, tracking_uri: str | None = None):
         super().__init__(runs, histories, tracking_uri)
         self.button.on_click(lambda button: self.write())
         row = [self.note, self.tag, self.button, self.said]
