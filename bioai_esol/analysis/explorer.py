@@ -7,6 +7,8 @@ __all__ = ['Judgement', 'judge', 'python_call', 'shell_command', 'Thresholds', '
 
 # %% ../../nbs/analysis/05_explorer.ipynb #4cc8103d
 import html
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -189,12 +191,20 @@ _GROUPS = {'Which run?': ('gap_threshold', 'r2_tolerance'),
                                        'require_significance'),
            'Watched afterwards by': ('false_alarm', 'min_observations', 'worse_margin')}
 
+# %% ../../nbs/analysis/05_explorer.ipynb #ada175e1
+def _meanings() -> dict[str, str]:
+    "What each threshold of a policy means."
+    described = inspect.getdoc(Policy).partition('Parameters')[2].partition('Raises')[0]
+    found = re.findall(r'^(\w+) : .*\n((?:    .*\n?)+)', described, re.MULTILINE)
+    return {name: ' '.join(lines.split()) for name, lines in found}
+
 # %% ../../nbs/analysis/05_explorer.ipynb #06431760
 class Thresholds(widgets.VBox):
     "Controls for all thresholds of a policy."
     def __init__(self,
                  policy: Policy):  # where they begin
         self.controls = _controls(policy)
+        for name, meaning in _meanings().items(): self.controls[name].tooltip = meaning
         groups = [widgets.VBox([self.controls[name] for name in names]) for names in _GROUPS.values()]
         folded = widgets.Accordion([groups.pop()], titles=[list(_GROUPS)[-1]])
         headed = [part for title, group in zip(_GROUPS, groups) for part in (widgets.HTML(f'<b>{title}</b>'), group)]
