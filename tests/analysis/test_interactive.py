@@ -1,4 +1,6 @@
 "The linked charts in a browser without a network: something is dragged, and every chart follows."
+import time
+
 import pytest
 from helpers import uri_of
 
@@ -149,4 +151,23 @@ def test_the_report_holds_the_charts_and_stays_small(sweep, page, tmp_path):
     page.wait_for_function(READY)
     assert tally(page) == '8 of 8 configurations selected' and page.troubles == []
     page.emulate_media(media='print')
-    assert not page.locator('.charts').is_visible()
+    assert not page.locator('.charts').is_visible() and not page.get_by_role('heading', name='Explore').is_visible()
+
+
+@pytest.mark.alone
+def test_a_report_of_162_runs_opens_within_two_seconds_without_a_network(chromium, tmp_path):
+    uri = uri_of(tmp_path)
+    grid = esol.Grid(epochs=20, run_tag='whole')
+    esol.run_sweep(grid, tracking_uri=uri)
+    path = esol.write_report('whole', tmp_path / 'whole.html', tracking_uri=uri)
+    assert path.stat().st_size < 3e6
+    for viewport in (dict(width=1280, height=900), dict(width=390, height=844)):
+        context = chromium.new_context(viewport=viewport, offline=True)  # without a trace, which takes time
+        page = context.new_page()
+        begun = time.perf_counter()
+        page.goto(path.as_uri())
+        page.wait_for_function(READY)
+        seconds = time.perf_counter() - begun
+        print(f"{viewport['width']} pixels: {seconds:.2f} s, {path.stat().st_size / 1e6:.1f} MB")
+        assert tally(page).startswith('162 of 162 configurations selected') and seconds < 2
+        context.close()
