@@ -391,7 +391,7 @@ def interactions(
         rest = table.sub(by_row, axis=0).sub(by_column, axis=1) + table.stack().mean()
         pairs.append(dict(rows=rows, columns=columns, largest=rest.abs().max().max()))
     table = pd.DataFrame(pairs, columns=['rows', 'columns', 'largest'])
-    return table.sort_values('largest', ascending=False, ignore_index=True)
+    return table.sort_values('largest', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../../nbs/analysis/01_effects.ipynb #ef110002
 def describe_interactions(
@@ -589,7 +589,8 @@ def stability(runs: pd.DataFrame, metric: str = 'best_val_rmse') -> pd.DataFrame
         raise BioaiError(f"none of {once.name.nunique()} configurations was trained with two seeds: see 'grid.repeats'")
     intervals = [bootstrap_mean(values.get_group(name)) for name in table.index]
     table = table.assign(low=[i.low for i in intervals], high=[i.high for i in intervals])
-    return table.sort_values('mean').reset_index()[['name', 'seeds', 'mean', 'sd', 'low', 'high', 'best', 'worst']]
+    columns = ['name', 'seeds', 'mean', 'sd', 'low', 'high', 'best', 'worst']
+    return table.sort_values('mean', kind='stable').reset_index()[columns]
 
 # %% ../../nbs/analysis/01_effects.ipynb #ef140002
 def rank_agreement(

@@ -235,7 +235,7 @@ def scaffold_errors(
         error = bootstrap_rmse(part.measured, part.predicted)
         rows.append(dict(family=name, n=len(part), scaffolds=part.scaffold.nunique(), rmse=error.value, low=error.low,
                          high=error.high, mean_error=part.error.mean(), share=part.share.sum()))
-    return pd.DataFrame(rows).sort_values('share', ascending=False, ignore_index=True)
+    return pd.DataFrame(rows).sort_values('share', ascending=False, kind='stable', ignore_index=True)
 
 def _left_out(table: pd.DataFrame, k: int) -> str:  # of `scaffold_errors`
     "What a figure of the first `k` families does not show, and how much that is."
@@ -345,7 +345,7 @@ def _halves(table: pd.DataFrame) -> str:
 # %% ../../nbs/analysis/03_error_analysis.ipynb #e300000e
 def _quarters(table: pd.DataFrame) -> str:
     "The mean error of the molecules with the lowest and highest values: do predictions lie nearer to the middle?"
-    by_measured = table.sort_values('measured').error
+    by_measured = table.sort_values('measured', kind='stable').error
     words = _words(table)
     quarter = max(1, len(table) // 4)
     dry = bootstrap_mean(by_measured.head(quarter))
@@ -477,7 +477,7 @@ def measured_twice(
 ) -> pd.DataFrame:              # rows of `predictions` with `canonical`, equal molecules one after the other
     "The molecules that occur more than once, however their SMILES is written."
     table = predictions.assign(canonical=predictions.smiles.map(canonical_smiles))
-    return table[table.duplicated('canonical', keep=False)].sort_values('canonical')
+    return table[table.duplicated('canonical', keep=False)].sort_values('canonical', kind='stable')
 
 def describe_measured_twice(
     table: pd.DataFrame,  # of `measured_twice`

@@ -410,7 +410,7 @@ def plot_stability(
 # %% ../../nbs/analysis/02_figures.ipynb #515612aa
 def _minutes(runs: pd.DataFrame) -> pd.Series:
     "When each finished run ended, in minutes since the first began; by that time."
-    ends = runs[runs.status == 'FINISHED'].end_time.sort_values()
+    ends = runs[runs.status == 'FINISHED'].end_time.sort_values(kind='stable')
     return (ends - runs.start_time.min()).dt.total_seconds() / 60
 
 def _draw_best(ax: Axes, minutes: pd.Series, runs: pd.DataFrame):

@@ -254,7 +254,7 @@ def _named(part: pd.DataFrame) -> str:
 
 def _alike(part: pd.DataFrame) -> list[list[str]]:
     "Groups of axes, by importance, of which none is shown to be above another; an axis can be in two of them."
-    ranked = part.sort_values('importance', ascending=False)
+    ranked = part.sort_values('importance', ascending=False, kind='stable')
     groups = []
     reach = 0
     for start, end in enumerate(ranked.worst_place):
@@ -264,7 +264,7 @@ def _alike(part: pd.DataFrame) -> list[list[str]]:
 
 def _measure_in_words(part: pd.DataFrame, what: str) -> str:
     "What one measure shows, and which order it does not."
-    clear = part[part.low > 0].sort_values('importance', ascending=False)
+    clear = part[part.low > 0].sort_values('importance', ascending=False, kind='stable')
     rest = part.axis[part.low <= 0]
     text = f'{what}: {_named(clear)}' if len(clear) else f'{what} no axis is shown to matter'
     if len(clear) and len(rest): text += f"; {', '.join(rest)} may not matter at all"

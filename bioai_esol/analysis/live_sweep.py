@@ -60,7 +60,7 @@ def finished_rows(
     "The finished runs, in the order in which they ended."
     done = runs[runs.status == 'FINISHED']
     if not len(done): return []
-    done = done.sort_values('end_time').rename(columns=dict(run_name='run'))
+    done = done.sort_values('end_time', kind='stable').rename(columns=dict(run_name='run'))
     done = done.assign(n=range(1, len(done) + 1), lowest=done.best_val_rmse.cummin())
     return done[['run', 'n', 'best_val_rmse', 'lowest']].round(4).to_dict('records')
 

@@ -168,7 +168,7 @@ def duplicates(
         labels = group[measured]
         repeated.append((smiles, tuple(group.index), tuple(labels), labels.max() - labels.min()))
     table = pd.DataFrame(repeated, columns=['canonical', 'rows', 'labels', 'label_range'])
-    return table.sort_values('label_range', ascending=False, ignore_index=True)
+    return table.sort_values('label_range', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../../nbs/chem/04_dataset.ipynb #523b3150
 def _changed(data: Dataset) -> list[str]:

@@ -172,7 +172,8 @@ class Attribution:
     def _repr_svg_(self) -> str: return self.svg
 
     def __repr__(self) -> str:
-        strongest = self.table.reindex(self.table.contribution.abs().sort_values(ascending=False).index).head(3)
+        size = self.table.contribution.abs().sort_values(ascending=False, kind='stable')
+        strongest = self.table.reindex(size.index).head(3)
         atoms = ', '.join(f'{r.symbol}{r.atom} {r.contribution:+.2f}' for r in strongest.dropna().itertuples())
         unit = self.of.error_unit.replace('log10 units', 'log10 mol/L')
         value = f'{self.prediction:.2f} {unit}'.strip()

@@ -129,7 +129,7 @@ def series_means(
         raise DataError(f'values {values.shape} and series {series.shape} must be two vectors of one length')
     _, first, place = np.unique(series, return_index=True, return_inverse=True)
     means = np.bincount(place, values) / np.bincount(place)
-    return means[np.argsort(first)]
+    return means[np.argsort(first, kind='stable')]
 
 # %% ../../nbs/stats/03_eprocess.ipynb #4fe21a7a
 def promised_miss_rate(

@@ -491,7 +491,7 @@ def _runs_of(store: Store, run_tag: str, digests: set[str]) -> pd.DataFrame:
     "The last run of each of these configurations."
     runs = runs_table(store, run_tag)
     runs = runs[runs.config_digest.isin(digests) & (runs.status != 'KILLED')]
-    runs = runs.sort_values('start_time').drop_duplicates('config_digest', keep='last')
+    runs = runs.sort_values('start_time', kind='stable').drop_duplicates('config_digest', keep='last')
     return typed_runs(runs.reset_index(drop=True))
 
 def _sweep(grid: Grid, dataset: Dataset, store: Store, device: str, start: float) -> SweepResult:

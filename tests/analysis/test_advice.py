@@ -198,7 +198,7 @@ def test_gap(many):
 def test_falling(many):
     [finding] = found('falling', networks(many)[networks(many).lr == 1e-3])  # eight epochs at a low rate
     assert 'best 10 networks' in finding.sentence and 'of 8 epochs' in finding.sentence and '16 epochs' in finding.remedy
-    runs = networks(many).sort_values('best_val_rmse')
+    runs = networks(many).sort_values('best_val_rmse', kind='stable')
     def late(n): return runs.assign(best_epoch=[8] * n + [4] * (len(runs) - n))
     assert found('falling', late(5)) and not found('falling', late(4))
     assert 'constant learning rate' in why_not('falling', many.assign(schedule='cosine'))

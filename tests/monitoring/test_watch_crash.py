@@ -43,7 +43,7 @@ def forkserver():
 def less_soluble(every=1):
     "ESOL's molecules at or below `NEAR`, from the most to the least soluble."
     frame = load_esol().frame
-    far = frame[frame.log_solubility <= NEAR].sort_values('log_solubility', ascending=False, ignore_index=True)
+    far = frame[frame.log_solubility <= NEAR].sort_values('log_solubility', ascending=False, kind='stable', ignore_index=True)
     return far[['smiles', 'log_solubility']][::every].reset_index(drop=True)
 
 

@@ -56,7 +56,7 @@ def test_older_runs_have_their_members_in_a_parameter(many, kept):
     "Whole for a few; of many, MLflow kept 6,000 characters, and the model's own description has the rest."
     uri, _ = many
     store = connect(uri)
-    runs = load_runs('many.members', tracking_uri=uri).sort_values('seed')
+    runs = load_runs('many.members', tracking_uri=uri).sort_values('seed', kind='stable')
     runs = runs if kept else runs[:3]
     old = build_ensemble(list(runs.run_id), tracking_uri=uri, run_tag=f'old-{kept}')
     members = any_config(store, old).members
