@@ -91,3 +91,10 @@ def test_examples_run(name, example_store, tmp_path, monkeypatch):
     space = {}
     for example in examples:
         exec(compile(example.source, f'<example of {name}>', 'single'), space)
+
+
+@pytest.mark.parametrize('name', ['leaderboard', 'effects', 'stability', 'advice', 'explore', 'RunBrowser', 'PolicyExplorer'])
+def test_a_run_tag_in_the_place_of_its_runs_is_one_line(name):
+    from bioai_esol.errors import BioaiError
+    with pytest.raises(BioaiError, match=r"'try1' is a run tag, and its runs are wanted: esol.load_runs\('try1'\)"):
+        getattr(esol, name)('try1')

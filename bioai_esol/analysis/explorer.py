@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .chart import AskingButton, Chart, styled, table_html
-from .effects import counted
+from .effects import counted, require_runs
 from .figures import BLUE, label_of, VERMILION
 from .vega import category, mark, quantity
 from ..registry.journal import snapshot
@@ -259,6 +259,7 @@ def _legend(drawn: int, runs: pd.DataFrame) -> str:
 class _Store:
     "What of a store an explorer needs."
     def __init__(self, runs: pd.DataFrame, tracking_uri: str | None):
+        require_runs(runs)
         self.run_tag = runs.run_tag.iloc[0]
         self.tracking_uri = tracking_uri
         self.code = code_state()

@@ -205,7 +205,7 @@ def _whole(sweep: _Sweep, metric: str) -> dict:
 
 def _threshold(**at: float) -> dict:
     "A dashed line."
-    dashed = dict(strokeDash=[4, 4], color='#888')
+    dashed = dict(strokeDash=[4, 4], color='#888', clip=True)  # or it is drawn outside where no run is that far
     where = {channel: dict(datum=value) for channel, value in at.items()}
     return mark('rule', data=dict(values=[{}]), look=dashed, **where)
 

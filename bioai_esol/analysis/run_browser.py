@@ -18,7 +18,7 @@ from itables.widget import ITable
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from .chart import Chart, styled, table_html
-from .effects import AXES, counted, format_value
+from .effects import AXES, counted, format_value, require_runs
 from .figures import with_unit
 from .interactive import stretch_length, thinned
 from .vega import category, mark, quantity
@@ -366,6 +366,7 @@ class RunBrowser(_Annotated):
     >>> esol.RunBrowser(esol.load_runs('try1'))
     """
     def __init__(self, runs: pd.DataFrame, histories: pd.DataFrame | None = None, *, tracking_uri: str | None = None):
+        require_runs(runs)
         super().__init__(runs, histories, tracking_uri)
         self.button.on_click(lambda button: self.write())
         row = [self.note, self.tag, self.button, self.said]
