@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT, fresh, uri_of
 
 import bioai_esol as esol
-from bioai_esol.analysis.advice import CODES, describe_advice, NO_HISTORIES, NO_PREDICTIONS, sweep_advice
+from bioai_esol.analysis.advice import CODES, describe_advice, sweep_advice
 from bioai_esol.chem.dataset import load_esol, load_table
 from bioai_esol.errors import BioaiError, ConfigError
 from bioai_esol.store.client import connect
@@ -148,7 +148,7 @@ def test_intervals(many, predictions):
     [finding] = found('intervals', many, predictions=narrow)
     assert f'{held} of {len(predictions)}' in finding.sentence and 'fewer than promised' in finding.sentence
     assert not found('intervals', many, predictions=predictions.assign(low=-99., high=99.))
-    assert why_not('intervals', many) == NO_PREDICTIONS
+    assert why_not('intervals', many) == 'no predictions were given: predictions=esol.load_predictions(run_id)'
     assert 'no intervals' in why_not('intervals', many, predictions=predictions.assign(low=np.nan))
 
 
@@ -158,7 +158,7 @@ def test_few(many, predictions):
     assert not found('few', many, predictions=pd.concat([predictions] * 5))
     assert not found('few', many, esol.Policy(require_significance=True), predictions=predictions.head(5))
     assert not found('few', many, esol.Policy(min_improvement=.9), predictions=predictions.head(5))
-    assert why_not('few', many) == NO_PREDICTIONS
+    assert why_not('few', many) == 'no predictions were given: predictions=esol.load_predictions(run_id)'
 
 
 def test_noise(many):
@@ -244,7 +244,7 @@ def test_last_epoch(uri, many):
     cut = histories[(histories.metric != 'train_rmse') | (histories.epoch == 8) | ~histories.run_id.isin(networks(many).run_id.head(3))]
     [finding] = found('last-epoch', many, histories=cut)
     assert 'train_rmse (3 of 20 runs)' in finding.sentence
-    assert why_not('last-epoch', many) == NO_HISTORIES
+    assert why_not('last-epoch', many) == 'no histories were given: histories=esol.load_histories(runs)'
     assert 'no history' in why_not('last-epoch', many, histories=histories.head(0))
 
 

@@ -39,7 +39,10 @@ def test_blocks_change_no_answer(kind, settings, describe_once, monkeypatch):
     monkeypatch.setattr(observations, 'PREDICTION_BATCH_SIZE', 10_000)
     whole = asked.answers(frame, told.append)
     assert told[2:] == [564]
-    pd.testing.assert_frame_equal(blocks, whole, rtol=1e-12)  # on some processors BLAS adds up in another order in blocks of another size
+    if kind == 'gaussian-process':  # on some processors BLAS adds up in another order in blocks of another size
+        pd.testing.assert_frame_equal(blocks, whole, rtol=1e-12, atol=1e-12)
+    else:
+        pd.testing.assert_frame_equal(blocks, whole, check_exact=True)
     assert np.isfinite(whole.predicted).sum() == 560
 
 

@@ -103,7 +103,8 @@ def test_it_goes_back_when_that_helps(folder, uri, here):
     assert back.outcome == 'done' and back.reason.startswith('found by watching: ') and 'e-value' in back.reason
     assert here('status', '--check', cwd=folder).returncode == 0
     page = reported(here, folder)
-    assert re.search(r'the champion went back from version 2: \d+ of \d+ measured values', page) and 'class="warning"' not in page
+    counts = re.search(r'\d+ of \d+ measured values', back.reason)[0]
+    assert f'the champion went back from version 2: {counts}' in page and 'class="warning"' not in page
     assert 'No measured molecule says yet whether it is still right' in page  # of version 1, whose life goes on
     done = here('watch', cwd=folder)
     assert done.returncode == 0 and 'watch over version 1: keep' in done.stdout and 'nothing was changed' in done.stdout
@@ -122,11 +123,12 @@ def test_it_is_not_trusted_where_nobody_is_better(folder, uri, here):
     done = here('predict', 'CCO', '--json', cwd=folder)
     [row] = json.loads(done.stdout)
     assert row['trusted'].startswith('no: ') and 'lie outside their 90 % interval' in row['trusted']
+    counts = re.search(r'(\d+) of \1', row['trusted'])[0]  # all of them
     assert 'version 1 is not trusted' in done.stderr
     assert 'not trusted: ' in here('status', cwd=folder).stdout
     page = reported(here, folder)
-    assert 'Champion is version 1, not trusted: ridge' in page and re.search(r'class="warning">Not trusted: (\d+) of \1 measured values', page)
-    assert re.search(r'version 1 was found not to be trusted: (\d+) of \1', page) and 'finds its promise broken, and no former' in page
+    assert 'Champion is version 1, not trusted: ridge' in page and f'class="warning">Not trusted: {counts} measured values' in page
+    assert f'version 1 was found not to be trusted: {counts}' in page and 'finds its promise broken, and no former' in page
     entries = len(snapshot(connect(uri)).entries)
     assert here('watch', cwd=folder).returncode == 1 and len(snapshot(connect(uri)).entries) == entries  # once is enough
     done = here('acknowledge', '--reason', 'the assay was in mmol/L', cwd=folder)
@@ -145,11 +147,12 @@ def test_the_report_says_what_was_observed(folder, uri, here):
     nothing = reported(here, folder)
     assert nothing.count('bioai-esol observe FILE') == 2  # on the first screen and in the section
     esol.observe(halves()[1].iloc[::9], tracking_uri=uri)
+    look = esol.watch(dry_run=True, tracking_uri=uri)
     page = reported(here, folder)
     section = page.split('>Watching</h2>')[1].split('<h2')[0]
-    assert 'decides now: go back.' in section and 'Not counted, because' in section and re.search(r'\d outside its domain', section)
+    assert 'decides now: go back.' in section and 'Not counted, because' in section and f"{look.apart['outside its domain']} outside its domain" in section
     assert section.count('<img ') == 2 and section.count('<tr>') == 1 + 3 + 1 + 2 + 1 + 6 and section.index('promise') < section.index('observations')
-    assert re.search(r'the champion before it better: \d+ new molecules', page) and 'carries that out' in page
+    assert f'the champion before it better: {look.evidence.judged} new molecules' in page and 'carries that out' in page
     [table] = (folder / 'mlartifacts').rglob('observations/molecules.csv')
     table.write_text(table.read_text().replace('-3', '-2'))
     assert reported(here, folder).count('altered or cut short') == 2  # said, and the rest of the report is there
