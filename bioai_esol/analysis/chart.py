@@ -16,6 +16,7 @@ import traitlets
 
 from .vega import bundle, COLOURS, FITTED, MANNERS
 from ..errors import BioaiError
+from ..registry.policy import NO_COLOUR, YES_COLOUR
 
 # %% ../../nbs/analysis/15_chart.ipynb #ad5963aa
 _DRAW = """
@@ -76,22 +77,21 @@ class Chart(anywidget.AnyWidget):
                          renderer='canvas' if many else 'svg')
 
 # %% ../../nbs/analysis/15_chart.ipynb #c8b62e13
-_STYLE = '''<style>
+_STYLE = '''
 .bioai { line-height: 1.4; color: var(--jp-ui-font-color1); } .bioai p { margin: .3em 0; max-width: 60em; }
 .bioai table { border-collapse: collapse; margin: .4em 0; color: inherit; }
 .bioai th, .bioai td { border: 0; border-bottom: 1px solid var(--jp-border-color2, #ddd); padding: .1em .7em; }
 .bioai th, .bioai td { text-align: right; } .bioai th:first-child, .bioai td:first-child { text-align: left; }
 .bioai .verdict { font-size: 1.15em; font-weight: bold; margin: 0; }
-.bioai .yes { color: color-mix(in srgb, #009e73 65%, currentColor); }
-.bioai .no { color: color-mix(in srgb, #d55e00 65%, currentColor); }
 .bioai pre { padding: .4em .6em; background: var(--jp-layout-color2, #eee); white-space: pre-wrap; user-select: all; }
-</style>'''
+'''
+_VERDICTS = f'.bioai .yes {{ color: {YES_COLOUR}; }} .bioai .no {{ color: {NO_COLOUR}; }}'
 
 def styled(
     *parts: str,  # HTML
 ) -> str:
     "Parts of HTML as one text for a widget, with its style."
-    return f"{_STYLE}<div class='bioai'>{''.join(parts)}</div>"
+    return f"<style>{_STYLE}{_VERDICTS}</style><div class='bioai'>{''.join(parts)}</div>"
 
 def table_html(
     frame: pd.DataFrame,  # as it is to be seen
