@@ -143,7 +143,9 @@ class FittedModel(_Artefact):
 
     `info` holds `architecture`; of a network `hidden_dim`, `pooling`, `n_features` or `vocabulary`; of a model on
     descriptors `descriptors`, their names; `spread`, its error on validation molecules; `scores`, the nonconformity
-    scores; of an ensemble `members`, the `info` of each, and their `shares`."""
+    scores; `factors`, how many spreads an interval reaches inside the applicability domain and outside; `promise`,
+    from how many scores the first factor is, and of which rank; `spread_limit`, where that domain ends, see
+    `stats.conformal`; of an ensemble `members`, the `info` of each, and their `shares`."""
 
     def network(self) -> Network:
         "The network that the tensors belong to, without weights."

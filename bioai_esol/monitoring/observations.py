@@ -100,8 +100,8 @@ class _Asked:
         "What judging its answers takes."
         info = self.predictor.model.info
         scale = info.get('summary', {}).get('best_val_rmse')
-        calibration = len(info.get('scores', []))
-        return dict(version=self.predictor.version, role=self.role, calibration=calibration, scale=scale)
+        n, rank = info.get('promise', (len(info.get('scores', [])), None))  # the plain rank in a model from before
+        return dict(version=self.predictor.version, role=self.role, calibration=n, rank=rank, scale=scale)
 
     def answers(self, molecules: pd.DataFrame, tell: Callable[[int], object] = lambda answered: None) -> pd.DataFrame:
         "One row per molecule; `tell` hears how many are answered now, block by block."
@@ -156,7 +156,7 @@ def _write(store: Store, tables: Mapping[str, pd.DataFrame], tags: Mapping[str, 
         write_record(store, record, record.create(store), Path(folder))
 
 # %% ../../nbs/monitoring/01_observations.ipynb #aa3757c9
-_NUMBERS = ('measured', 'predicted', 'low', 'high', 'similarity', 'calibration', 'scale')
+_NUMBERS = ('measured', 'predicted', 'low', 'high', 'similarity', 'calibration', 'rank', 'scale')
 
 def _read(file: Path) -> pd.DataFrame:
     "A table as it was written, numbers to the last bit."
@@ -178,7 +178,7 @@ class Observations:
     "Every measured molecule of a store, once."
     molecules: pd.DataFrame  # per molecule: `smiles`, `measured`, `series`, `champion`, `sequence`, `corrected` …
     answers: pd.DataFrame    # per molecule and version: `predicted`, `low`, `high`, `domain`, `why`, `known` …
-    versions: pd.DataFrame   # per version: `role`, `calibration`, `scale`
+    versions: pd.DataFrame   # per version: `role`, `calibration`, `rank`, `scale`
     sequence: int            # number of the last call of `observe`
 
     def __repr__(self) -> str:
@@ -197,7 +197,7 @@ def merge_observations(
     "One table of many; the first answer and the last value count."
     names = ('molecule', 'smiles', 'name', 'measured', 'series', 'sequence', *_OF_RUN)
     empty = dict(molecules=pd.DataFrame(columns=[*names]), answers=pd.DataFrame(columns=[*_ANSWERS]),
-                 versions=pd.DataFrame(columns=['version', 'role', 'calibration', 'scale']))
+                 versions=pd.DataFrame(columns=['version', 'role', 'calibration', 'rank', 'scale']))
     def joined(name): return pd.concat([part[name] for part in parts], ignore_index=True)
     tables = {name: joined(name) for name in _TABLES} if parts else empty
     rows = tables['molecules']

@@ -52,8 +52,10 @@ MAX_DIFFERENCE = 1.5  # of two |errors| on one molecule, in validation RMSE of t
 
 def _promised(observations: Observations, version: str, policy: Policy) -> float:
     "The miss rate that a version's intervals may have at most."
-    [n] = observations.versions.calibration[observations.versions.version == version]
-    return promised_miss_rate(int(n), INTERVAL_LEVEL, policy.false_alarm)
+    [told] = observations.versions[observations.versions.version == version].to_dict('records')
+    rank = told.get('rank')  # observations from before it was kept have none
+    rank = None if rank is None or pd.isna(rank) else int(rank)
+    return promised_miss_rate(int(told['calibration']), INTERVAL_LEVEL, policy.false_alarm, rank)
 
 def judge(
     life: pd.DataFrame,          # of `life_of`

@@ -6,6 +6,7 @@
 __all__ = ['Predictor', 'describe_model', 'load_predictor', 'load_registered', 'load_version', 'load_champion']
 
 # %% ../../nbs/serving/02_predictor.ipynb #520dd052
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from ..chem.columns import of_property, prediction_columns, Property, Reading, recorded
-from ..chem.domain import novelties, traits
-from ..chem.molecules import as_text, fingerprint, similarity, standardise, Standardised
+from ..chem.domain import Domain
+from ..chem.molecules import as_text, standardise, Standardised
 from ..errors import BioaiError, DataError
 from ..models.fitted import FittedModel, load_model, MoleculeSet
 from ..registry.journal import MODEL, Snapshot, snapshot
@@ -50,55 +51,68 @@ class _Taught:
     def __init__(self, model: FittedModel):
         self.model = model
         self.reading = recorded(model.info.get('reading', {}))
-        self.scores = model.info.get('scores', [])  # nonconformity scores; none in a model from before they were kept
-        self.domain = model.info.get('domain', {})  # training molecules, and the limit of the applicability domain
-        self.limit = self.domain.get('limit', np.nan)
+        self.spread_limit = model.info.get('spread_limit', math.inf)
+        knows_itself = math.isfinite(self.spread_limit)
+        self.domain = Domain.recorded(model.info.get('domain', {}), knows_itself)  # None in a model from before
 
-    @cached_property
-    def training(self) -> list:
-        "Fingerprints of the training molecules."
-        return [fingerprint(s) for s in self.domain.get('training', [])]
-
-    @cached_property
-    def known(self) -> frozenset[str]:
-        "The traits of all training molecules."
-        return frozenset().union(*map(traits, self.domain.get('training', [])))
+    def half_width(self,
+                   spread: np.ndarray,    # (n,) of the predictions
+                   outside: np.ndarray,   # (n,) are the molecules outside the domain?
+    ) -> np.ndarray:                      # (n,) NaN where there were too few validation molecules
+        "How far each interval reaches."
+        scores = self.model.info.get('scores', [])  # none in a model from before they were kept
+        if 'factors' not in self.model.info:
+            half = half_width(scores, spread)  # a model from before outside was calibrated by itself
+            return np.where(np.isfinite(half), half, np.nan)
+        inside, beyond = self.model.info['factors']
+        return np.where(outside, beyond, inside) * spread
 
 # %% ../../nbs/serving/02_predictor.ipynb #767f63c2
-class _Figures(_Taught):
-    "What a trained model says of molecules that can be read."
-    def of(self, smiles: Sequence[str]) -> tuple[np.ndarray, ...]:
-        "Prediction, both ends of its interval and the similarity to the training molecules, each (n,)."
-        mean, spread = self.model.predict(MoleculeSet(tuple(smiles)))
-        half = half_width(self.scores, spread)
-        half = np.where(np.isfinite(half), half, np.nan)  # infinite where there are too few validation molecules
-        near = similarity(smiles, self.training) if self.training else np.full(len(mean), np.nan)
-        return mean, mean - half, mean + half, near
+class _Reasons(_Taught):
+    "What speaks against an answer."
+    def reasons(self, molecule: Standardised, near: float, spread: float, mean: float) -> list[str]:
+        "Every reason for which a molecule is outside the domain; none for one inside."
+        if not self.domain: return []
+        reasons = self.domain.reasons(molecule.smiles, near, 'largest fragment' in molecule.changes)
+        if spread > self.spread_limit: reasons.append(f'spread {spread:.2f} is above {self.spread_limit:.2f}')
+        return reasons + self.beyond_values(spread, mean)
 
-# %% ../../nbs/serving/02_predictor.ipynb #dec2708d
-def _why_outside(taught: _Taught, molecule: Standardised, near: float) -> list[str]:
-    "Every reason for which a molecule is outside the domain; `near` is its similarity to the training molecules."
-    new = novelties(molecule.smiles, taught.known)
-    reasons = [f"no training molecule has {', '.join(new)}"] if new else []
-    if 'largest fragment' in molecule.changes and not taught.domain.get('cut_out'):
-        reasons.append('predicted as its largest fragment, and no training molecule had several')
-    if near < taught.limit: reasons.append(f"similarity {near:.2f} is below {taught.limit:.2f}")
-    return reasons
+    def beyond_values(self, spread: float, mean: float) -> list[str]:
+        "The reason that no value in training is within the interval of a prediction; empty where there is one."
+        reach = np.nan_to_num(self.half_width(np.array(spread), np.array(False)))
+        [bound] = self.domain.bounded(np.array([mean]))
+        if abs(mean - bound) <= reach: return []
+        side = 'at least' if mean < bound else 'at most'
+        return [f'the model says {mean:.2f}, and values in training were {side} {bound:.2f}']
+
+# %% ../../nbs/serving/02_predictor.ipynb #af9d073e
+_FIGURES = ('predicted', 'low', 'high', 'similarity')
+
+class _Figures(_Reasons):
+    "What a trained model says of molecules that can be read."
+    def of(self, molecules: Sequence[Standardised]) -> pd.DataFrame:
+        "One row per molecule: `predicted`, `low`, `high`, `similarity`, `domain`, `why`."
+        if not molecules: return pd.DataFrame(columns=[*_FIGURES, 'domain', 'why'], dtype=object)
+        smiles = [molecule.smiles for molecule in molecules]
+        mean, spread = self.model.predict(MoleculeSet(tuple(smiles)))
+        near = self.domain.similarity(smiles) if self.domain else np.full(len(mean), np.nan)
+        reasons = [self.reasons(*row) for row in zip(molecules, near, spread, mean)]
+        outside = np.array([bool(found) for found in reasons])
+        half = self.half_width(spread, outside)
+        held = self.domain.bounded(mean) if self.domain else mean
+        low, high = np.minimum(mean - half, held), np.maximum(mean + half, held)
+        place = np.where(outside, 'outside', 'inside') if self.domain else ''
+        table = pd.DataFrame(np.column_stack([held, low, high, near]), columns=_FIGURES)
+        return table.assign(domain=place, why=['; '.join(found) for found in reasons])
 
 # %% ../../nbs/serving/02_predictor.ipynb #bc5d3e33
 def _answered(asked: Sequence[_Asked], figures: _Figures, of: Property) -> pd.DataFrame:
     "One row per question, without the version."
-    n = len(asked)
-    readable = [a.molecule for a in asked if a.molecule]
-    table = pd.DataFrame(np.nan, index=range(n), columns=[of.column, 'low', 'high', 'similarity'])
     where = [i for i, a in enumerate(asked) if a.molecule]
-    if readable: table.loc[where] = np.column_stack(figures.of([m.smiles for m in readable]))
-    domain, why = [''] * n, [''] * n
-    for i in where if figures.domain else ():
-        reasons = _why_outside(figures, asked[i].molecule, table.similarity[i])
-        domain[i] = 'outside' if reasons else 'inside'
-        why[i] = '; '.join(reasons)
-    table = table.assign(smiles=[as_text(a.text) for a in asked], unit=of.unit, domain=domain, why=why,
+    table = figures.of([asked[i].molecule for i in where]).set_axis(where).reindex(range(len(asked)))
+    table = table.astype({name: float for name in _FIGURES}).rename(columns=dict(predicted=of.column))
+    table = table.fillna(dict(domain='', why=''))
+    table = table.assign(smiles=[as_text(a.text) for a in asked], unit=of.unit,
                          read_as=[a.read_as for a in asked], error=[a.error for a in asked])
     if of.is_solubility: table['solubility_mol_per_l'] = _molar(table[of.column])
     return of_property(table, of)

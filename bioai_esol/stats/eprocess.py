@@ -136,15 +136,16 @@ def promised_miss_rate(
     n_calibration: int,  # n, molecules from which the interval was calibrated
     level: float = .9,   # share of molecules that the intervals are to hold
     risk: float = .01,   # chance that a calibration set of n molecules does not keep this promise
+    rank: int | None = None, # k, which of the n sorted scores bounds the interval; ⌈level · (n + 1)⌉ when not given
 ) -> float:              # p0
     """The miss rate that split conformal intervals from n molecules stay below, but for a chance of `risk`.
 
-    One minus the `risk` quantile of Beta(k, n + 1 − k), k = ⌈level · (n + 1)⌉, the distribution of the coverage over
-    calibration sets with continuous scores (Vovk 2012)."""
+    One minus the `risk` quantile of Beta(k, n + 1 − k), the distribution of the coverage over calibration sets with
+    continuous scores (Vovk 2012)."""
     from scipy.stats import beta
     _require_share('level', level)
     _require_share('risk', risk)
-    k = math.ceil((n_calibration + 1) * level)
+    k = rank or math.ceil((n_calibration + 1) * level)
     if k > n_calibration:
         raise DataError(f'{n_calibration} calibration molecules are too few for an interval that holds {level:.0%}')
     return float(1 - beta.ppf(risk, k, n_calibration + 1 - k))

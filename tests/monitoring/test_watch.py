@@ -265,7 +265,7 @@ def test_in_doubt_the_versions_that_disagree_say_what_to_measure(folder, uri):
     champion, later = esol.load_champion(tracking_uri=uri), halves()[1]
     log = RequestLog(folder / 'requests.csv')
     log.note(champion.predict(later.smiles.iloc[:200].tolist()))
-    esol.observe(later.iloc[100:118:2], tracking_uri=uri)
+    esol.observe(later.iloc[100:114:2], tracking_uri=uri)
     look = esol.watch(requests=log.path, tracking_uri=uri)
     assert look.action == 'measure more' and math.log(10) < look.evidence.log_against < math.log(100)
     best = look.to_measure
