@@ -32,7 +32,8 @@ def test_the_wheel_holds_what_the_package_holds(wheel):
     inside = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith('bioai_esol/')}
     here = {str(p.relative_to(ROOT)) for p in (ROOT / 'bioai_esol').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
     assert inside == here
-    assert {'bioai_esol/py.typed', 'bioai_esol/chem/esol.csv', 'bioai_esol/registry/promotion.py'} <= inside
+    assert {'bioai_esol/py.typed', 'bioai_esol/chem/esol.csv', 'bioai_esol/models/pretrained-1.safetensors',
+            'bioai_esol/registry/promotion.py'} <= inside
 
 
 @pytest.fixture(scope='module')

@@ -17,7 +17,7 @@ _DESCRIPTION = """From a hyperparameter sweep to a trusted production model of s
 
   bioai-esol look my.csv         what is in a table of your own, before anyone trains on it
   bioai-esol sweep               train the 162 configurations of the default grid (continues where it stopped)
-  bioai-esol sweep --preset accurate   a more accurate model in minutes: five model types and their ensemble
+  bioai-esol sweep --preset accurate   a more accurate model in minutes: four model types and their ensemble
   bioai-esol advice              what deserves attention in the sweep, and what to do about it
   bioai-esol report              which run, what each hyperparameter did, what was decided: one HTML file
   bioai-esol promote             choose a candidate, retrain it, register it, make it champion if every rule agrees
@@ -109,8 +109,9 @@ class AxisOption:
     single: str         # default of `train`
 
 AXIS_OPTIONS = {
-    'architecture': AxisOption('gcn, gcn-residual, dmpnn, ridge, gradient-boosting, gaussian-process', 'gcn', 'gcn'),
-    'pooling': AxisOption('mean, sum, mean-max-sum', "the architecture's own", "the architecture's own"),
+    'architecture': AxisOption('gcn, gcn-residual, dmpnn, ridge, gradient-boosting, gaussian-process; and, with '
+                               '-pretrained behind it, dmpnn, gradient-boosting, gaussian-process', 'gcn', 'gcn'),
+    'pooling': AxisOption('mean, sum, mean-sum, mean-max-sum', "the architecture's own", "the architecture's own"),
     'hidden-dim': AxisOption('width of the layers', '32,64,128', '64'),
     'lr': AxisOption('learning rate of Adam', '1e-2,1e-3,3e-3', '1e-3'),
     'batch-size': AxisOption('molecules per step', '16,32', '32'),
@@ -164,7 +165,7 @@ def _training_commands(command: Command):
     p.add_argument('--grid', metavar='YAML',
                    help='a file with the same settings (hidden_dim: [32, 64]); options override it')
     p.add_argument('--preset', choices=['accurate'],
-                   help='a small grid over five model types that ends in their ensemble; options override it')
+                   help='a small grid over four model types that ends in their ensemble; options override it')
     p.add_argument('--fresh', action='store_true', help='start over under a new run tag')
     _settings(p, many=True)
     _data_options(p)

@@ -46,9 +46,9 @@ class DMPNN(_MessageParameters):
     name = 'dmpnn'
     depth = 3  # a first message and two updates
 
-    def forward(self, params: dict[str, Tensor], batch: BondBatch, dropout: BlockDropout | None = None) -> Tensor:
-        "What each configuration says of each molecule, (K, n_molecules)."
-        K = len(params['head.bias'])
+    def pooled(self, params: dict[str, Tensor], batch: BondBatch, dropout: BlockDropout | None = None) -> Tensor:
+        "Each molecule as each configuration sees it, (K, n_molecules, d_pooled)."
+        K = len(params['gather.bias'])
         first = torch.bmm(batch.xe.expand(K, -1, -1), params['input.weight'])      # (K, n_edges, d)
         m = first.relu()
         for _ in range(self.depth - 1):
@@ -57,4 +57,8 @@ class DMPNN(_MessageParameters):
         own = torch.baddbmm(params['gather.bias'][:, None], batch.x.expand(K, -1, -1), params['atom.weight'])
         led_here = sparse_product(m, batch.inbox, batch.outbox)                    # (K, n_atoms, d)
         h = torch.baddbmm(own, led_here, params['gather.weight']).relu()           # (K, n_atoms, d)
-        return mlp_head(pool(apply_dropout(h, dropout), batch, self.pooling), params, dropout)
+        return pool(apply_dropout(h, dropout), batch, self.pooling)
+
+    def forward(self, params: dict[str, Tensor], batch: BondBatch, dropout: BlockDropout | None = None) -> Tensor:
+        "What each configuration says of each molecule, (K, n_molecules)."
+        return mlp_head(self.pooled(params, batch, dropout), params, dropout)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUM_SCALE', 'POOLINGS', 'generator', 'one_thread', 'BlockDropout', 'multiply_each', 'sparse_product', 'Network',
            'init_theta', 'predict_batch', 'init_uniform', 'init_linear', 'pooled_dim', 'pool', 'batch_norm',
-           'apply_dropout', 'mlp_head']
+           'apply_dropout', 'hidden_layer', 'mlp_head']
 
 # %% ../../nbs/models/01_kaxis.ipynb #cddbd46c
 import ctypes
@@ -234,7 +234,7 @@ def init_linear(
 
 # %% ../../nbs/models/01_kaxis.ipynb #33250a33
 SUM_SCALE = 20.  # atoms: what a sum over a molecule is divided by
-POOLINGS = ('mean', 'sum', 'mean-max-sum')
+POOLINGS = {'mean': 1, 'sum': 1, 'mean-sum': 2, 'mean-max-sum': 3}  # how often as wide as an atom a molecule is
 
 def _largest(h: Tensor, matrix: Sparse) -> Tensor:  # (K, n_atoms, d) -> (K, n_molecules, d)
     tiled = matrix.tile(len(h))
@@ -246,19 +246,20 @@ def pooled_dim(
     pooling: str,     # one of `POOLINGS`
 ) -> int:             # width of a molecule
     "How many numbers describe a molecule after pooling."
-    return hidden_dim * (3 if pooling == 'mean-max-sum' else 1)
+    return hidden_dim * POOLINGS[pooling]
 
 # %% ../../nbs/models/01_kaxis.ipynb #02046014
 def pool(
     h: Tensor,          # (K, n_atoms, d)
     batch: BondBatch,   # which atoms belong to which molecule
     pooling: str,       # one of `POOLINGS`
-) -> Tensor:            # (K, n_molecules, d), or 3·d wide for `mean-max-sum`
+) -> Tensor:            # (K, n_molecules, d_pooled)
     "Molecules from their atoms."
     total = sparse_product(h, batch.pool, batch.pool_t)                 # (K, n_molecules, d)
     mean, scaled = total / batch.sizes[:, None], total / SUM_SCALE
     if pooling == 'mean': return mean
     if pooling == 'sum': return scaled
+    if pooling == 'mean-sum': return torch.cat([mean, scaled], dim=-1)
     return torch.cat([mean, _largest(h, batch.pool), scaled], dim=-1)
 
 # %% ../../nbs/models/01_kaxis.ipynb #311fde71
@@ -293,12 +294,18 @@ def apply_dropout(
     mask = dropout.mask(*h.shape[1:]) if dropout else None
     return h if mask is None else h * mask
 
+def hidden_layer(
+    h: Tensor,                     # (K, n_molecules, d_pooled)
+    params: dict[str, Tensor],     # `hidden.weight`, `hidden.bias`
+) -> Tensor:                       # (K, n_molecules, d)
+    "The first layer of `mlp_head`."
+    return torch.baddbmm(params['hidden.bias'][:, None], h, params['hidden.weight']).relu()
+
 def mlp_head(
     h: Tensor,                     # (K, n_molecules, d_pooled)
     params: dict[str, Tensor],     # `hidden.weight`, `hidden.bias`, `head.weight`, `head.bias`
     dropout: BlockDropout | None,  # of the K configurations in training, None in evaluation
 ) -> Tensor:                       # (K, n_molecules)
     "Two layers from a molecule to its prediction."
-    hidden = torch.baddbmm(params['hidden.bias'][:, None], h, params['hidden.weight']).relu()
-    h = apply_dropout(hidden, dropout)
+    h = apply_dropout(hidden_layer(h, params), dropout)
     return (h * params['head.weight'][:, None]).sum(-1) + params['head.bias']

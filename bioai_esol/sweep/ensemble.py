@@ -475,7 +475,7 @@ def run_preset(
     Parameters
     ----------
     preset : str
-        The only one is 'accurate': five model types, eight runs.
+        The only one is 'accurate': four model types, seven runs.
     dataset : Dataset, optional
         The molecules; ESOL when not given.
     tracking_uri : str, optional

@@ -108,9 +108,10 @@ class Grid(Settings):
     Parameters
     ----------
     architecture : tuple of str
-        Model types: 'gcn', 'gcn-residual', 'dmpnn', 'ridge', 'gradient-boosting', 'gaussian-process'.
+        Model types: 'gcn', 'gcn-residual', 'dmpnn', 'dmpnn-pretrained', 'ridge', 'gradient-boosting',
+        'gaussian-process', 'gradient-boosting-pretrained', 'gaussian-process-pretrained'.
     pooling : tuple of str or None
-        How atoms become a molecule: 'mean', 'sum', 'mean-max-sum'; None is the architecture's default.
+        How atoms become a molecule: 'mean', 'sum', 'mean-sum', 'mean-max-sum'; None is the architecture's default.
     standardise : bool, optional
         Is the target brought to mean 0 and standard deviation 1? None is the architecture's default.
     schedule : str, optional
@@ -186,8 +187,8 @@ class Grid(Settings):
     def _repr_html_(self): return _as_html('Grid', *_described(self), _fixed(self))
 
 # %% ../../nbs/sweep/01_grid.ipynb #5ac1d002
-_FIVE_TYPES = ('dmpnn', 'gcn-residual', 'gaussian-process', 'gradient-boosting', 'ridge')
-PRESETS = dict(accurate=dict(architecture=_FIVE_TYPES, hidden_dim=128, lr=2e-3, batch_size=32, dropout=0.,
+_FOUR_TYPES = ('dmpnn', 'dmpnn-pretrained', 'gaussian-process-pretrained', 'gradient-boosting-pretrained')
+PRESETS = dict(accurate=dict(architecture=_FOUR_TYPES, hidden_dim=128, lr=2e-3, batch_size=32, dropout=0.,
                              weight_decay=0., epochs=60, seed=(1, 2), run_tag='accurate'))  # settings of `Grid`
 MEMBERS = '.members'  # behind the run tag of an ensemble: the run tag of its members
 

@@ -32,7 +32,7 @@ Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 SplitName = Literal['scaffold', 'cluster', 'random']
 ArchitectureName = Literal[tuple(ARCHITECTURES)]
-Pooling = Literal['mean', 'sum', 'mean-max-sum']
+Pooling = Literal['mean', 'sum', 'mean-sum', 'mean-max-sum']
 Schedule = Literal['constant', 'cosine']
 
 # %% ../../nbs/training/01_config.ipynb #6c1e0a03
@@ -49,6 +49,7 @@ def _completed(values: dict) -> dict:
     if architecture is None: return values  # refused by name later
     if not architecture.is_network:
         return {k: v for k, v in values.items() if k not in _ONLY_NETWORKS} | _NO_NETWORK
+    values = values | {k: v for k, v in architecture.fixed.items() if k not in architecture.settings}
     own = dict(pooling=architecture.poolings[0], standardise=architecture.standardise, schedule=architecture.schedule)
     values = values | {k: v for k, v in own.items() if values.get(k) is None}
     is_whole = values.get('schedule_epochs') == values.get('epochs', _DEFAULT_EPOCHS)

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from ..chem.dataset import Dataset
-from ..chem.descriptors import DESCRIPTORS
 from ..chem.domain import carried_range, Domain
 from ..chem.molecules import fingerprint, similarity
 from ..chem.graphs import merge_atoms, MolecularGraphs
 from ..chem.split import Split
 from ..errors import ConfigError
-from ..models.architectures import ARCHITECTURES, make_network
-from ..models.fitted import batches, FittedModel, MoleculeSet, unscaled
+from ..models.architectures import ARCHITECTURES, make_network, vocabulary_for
+from ..models.fitted import batches, FittedModel, MoleculeSet, regressor_info, regressor_input, unscaled
 from ..models.kaxis import BlockDropout, generator, init_theta, one_thread, predict_batch
 from ..models.regressors import doubts_of_fit, REGRESSORS
 from ..stats.conformal import (
@@ -104,7 +103,7 @@ def make_task(
 ) -> Task:
     "Featurise and split `dataset` as `config` says; raises `DataError` when it cannot be split."
     molecules = molecules if molecules is not None else MoleculeSet(tuple(dataset.smiles), dataset.y, keep=True)
-    getattr(molecules, ARCHITECTURES[config.architecture].reads)
+    for name in ARCHITECTURES[config.architecture].inputs: getattr(molecules, name)
     return Task(dataset, molecules, make_split(dataset, config))
 
 # %% ../../nbs/training/03_engine.ipynb #7d2e0c06
@@ -200,8 +199,7 @@ def _network_info(config: TrainConfig, task: Task) -> dict:
     "What the weights of a network belong to: see `FittedModel`."
     info = dict(architecture=config.architecture, hidden_dim=config.hidden_dim, pooling=config.pooling)
     if ARCHITECTURES[config.architecture].reads != 'bonds': return info | dict(n_features=task.graphs.ax.shape[1])
-    seen = task.molecules.bonds.vocabulary(task.rows['train'])  # values of features that training molecules have
-    return info | dict(vocabulary=seen)
+    return info | dict(vocabulary=vocabulary_for(config.architecture, task.molecules.bonds, task.rows['train']))
 
 def _target_scale(y: np.ndarray) -> dict[str, Tensor]:
     "Mean and standard deviation of the training molecules, to be kept beside the weights."
@@ -386,10 +384,10 @@ def score_fitted(
 def _fit_regressor(config: TrainConfig, task: Task) -> TrainResult:
     "Fit and score a model on descriptors."
     start = time.perf_counter()
-    train = task.molecules.descriptors[task.split.train]  # (n_train, n_descriptors)
+    info = regressor_info(config.architecture)
+    train = regressor_input(info, task.molecules)[task.split.train]  # (n_train, n_columns)
     with doubts_of_fit() as doubts:
         weights = REGRESSORS[config.architecture].fit(train, task.y['train'], config.seed)
-    info = dict(architecture=config.architecture, descriptors=list(DESCRIPTORS))
     result = score_fitted(config, info, weights, task, 0.)
     return replace(result, seconds=time.perf_counter() - start, warning='; '.join(doubts))
 

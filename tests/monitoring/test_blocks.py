@@ -25,7 +25,8 @@ def describe_once():
         yield
 
 
-@pytest.mark.parametrize('kind, settings', [('gcn', EPOCH), ('dmpnn', EPOCH), ('ridge', {}), ('gaussian-process', {})])
+@pytest.mark.parametrize('kind, settings', [('gcn', EPOCH), ('dmpnn', EPOCH), ('ridge', {}), ('gaussian-process', {}),
+                                            ('gradient-boosting-pretrained', {})])
 def test_blocks_change_no_answer(kind, settings, describe_once, monkeypatch):
     [config] = Grid(architecture=kind, **settings).configs()
     result = train([config], make_task(load_esol(), config))[0]
