@@ -145,7 +145,8 @@ def any_config(
     return EnsembleConfig(members=tuple(config_from(member) for member in members))
 
 # %% ../../nbs/sweep/03_ensemble.ipynb #13a26627
-_OF_A_MEMBER = ('architecture', 'hidden_dim', 'pooling', 'n_features', 'vocabulary', 'descriptors', 'spread')
+_OF_A_MEMBER = ('architecture', 'hidden_dim', 'pooling', 'n_features', 'vocabulary', 'descriptors', 'pretrained',
+                'spread')
 
 def combine(
     config: EnsembleConfig,         # the members

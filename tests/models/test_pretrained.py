@@ -9,6 +9,7 @@ from bioai_esol.chem.bond_graphs import pack_bonds
 from bioai_esol.errors import DataError
 from bioai_esol.models.fitted import load_model, MoleculeSet, save_model
 from bioai_esol.models.pretrained import learned_table, load_pretrained
+from bioai_esol.sweep.ensemble import EnsembleConfig, make_any_task, train_any
 from bioai_esol.training.config import TrainConfig
 from bioai_esol.training.engine import make_task, train
 
@@ -57,3 +58,14 @@ def test_its_form_is_its_own():
     a, b = (TrainConfig(architecture='dmpnn-pretrained', hidden_dim=64, pooling='mean', seed=seed) for seed in (1, 2))
     assert (a.hidden_dim, a.pooling) == (128, 'mean-sum') and 'hidden_dim' not in a.hyperparameters
     assert a.digest('x') != b.digest('x') and a.digest('x') == TrainConfig(architecture='dmpnn-pretrained', seed=1).digest('x')
+
+
+def test_an_ensemble_keeps_what_its_members_read(tmp_path):
+    "Of one that reads descriptors and one that reads what the pretrained networks make of a molecule as well."
+    members = tuple(TrainConfig(architecture=name) for name in ('ridge', 'gradient-boosting-pretrained'))
+    config = EnsembleConfig(members=members)
+    result = train_any(config, make_any_task(load_esol(), config))
+    save_model(tmp_path, result.model)
+    smiles = tuple(load_esol().smiles[::40])
+    np.testing.assert_array_equal(load_model(tmp_path).predict(MoleculeSet(smiles))[0], result.model.predict(MoleculeSet(smiles))[0])
+    assert result.summary['best_val_rmse'] < 1
