@@ -10,7 +10,7 @@ from helpers import ROOT
 WINGS = dict(
     chem='molecules tables columns dataset split descriptors graphs bond_graphs domain census',
     stats='metrics conformal eprocess',
-    models='kaxis gcn residual_gcn dmpnn regressors architectures fitted',
+    models='kaxis gcn residual_gcn dmpnn pretrained regressors architectures fitted',
     training='config optimiser engine worker lineage',
     store='client doctor outbox writer runs notes live tracking_server migration',
     sweep='grid runner ensemble',
