@@ -46,8 +46,12 @@ class DMPNN(_MessageParameters):
     name = 'dmpnn'
     depth = 3  # a first message and two updates
 
-    def pooled(self, params: dict[str, Tensor], batch: BondBatch, dropout: BlockDropout | None = None) -> Tensor:
-        "Each molecule as each configuration sees it, (K, n_molecules, d_pooled)."
+    def pooled(self,
+               params: dict[str, Tensor],            # from `split`, name: (K, *shape)
+               batch: BondBatch,                     # some molecules
+               dropout: BlockDropout | None = None,  # of the K configurations in training, None in evaluation
+    ) -> Tensor:                                     # (K, n_molecules, d_pooled)
+        "Each molecule as each configuration sees it."
         K = len(params['gather.bias'])
         first = torch.bmm(batch.xe.expand(K, -1, -1), params['input.weight'])      # (K, n_edges, d)
         m = first.relu()

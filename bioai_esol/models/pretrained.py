@@ -70,7 +70,11 @@ class PretrainedDMPNN(DMPNN):
     "A D-MPNN that begins with the weights of `load_pretrained`."
     name = 'dmpnn-pretrained'
 
-    def init(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    def init(self,
+             name: str,                   # of a parameter
+             shape: tuple[int, ...],      # that it has
+             generator: torch.Generator,  # whose seed says with which of the networks to begin
+    ) -> Tensor:                          # of `shape`
         "The pretrained weights; of the last layer, which they have none for, fresh ones."
         networks = load_pretrained().weights
         taught = networks[generator.initial_seed() % len(networks)]
