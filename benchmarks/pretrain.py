@@ -53,7 +53,7 @@ def plain(smiles: str) -> str | None:
 
 
 def measured() -> pd.DataFrame:
-    "One row per molecule with `smiles` and a column per task, in standard deviations; NaN where nothing was measured."
+    "One row per molecule with `smiles` and a column per task, in its unit; NaN where nothing was measured."
     pubchem_db.autoload_main_db()
     parts = []
     for task, sources in TASKS.items():

@@ -70,20 +70,23 @@ class _Taught:
 # %% ../../nbs/serving/02_predictor.ipynb #767f63c2
 class _Reasons(_Taught):
     "What speaks against an answer."
-    def reasons(self, molecule: Standardised, near: float, spread: float, mean: float) -> list[str]:
-        "Every reason for which a molecule is outside the domain; none for one inside."
-        if not self.domain: return []
+    def reasons(self, molecule: Standardised, near: float, spread: float) -> list[str]:
+        "Every reason for which a molecule is outside the domain, apart from its value."
         reasons = self.domain.reasons(molecule.smiles, near, 'largest fragment' in molecule.changes)
         if spread > self.spread_limit: reasons.append(f'spread {spread:.2f} is above {self.spread_limit:.2f}')
-        return reasons + self.beyond_values(spread, mean)
+        return reasons
 
-    def beyond_values(self, spread: float, mean: float) -> list[str]:
-        "The reason that no value in training is within the interval of a prediction; empty where there is one."
-        reach = np.nan_to_num(self.half_width(np.array(spread), np.array(False)))
-        [bound] = self.domain.bounded(np.array([mean]))
-        if abs(mean - bound) <= reach: return []
-        side = 'at least' if mean < bound else 'at most'
-        return [f'the model says {mean:.2f}, and values in training were {side} {bound:.2f}']
+    def all_reasons(self, molecules: Sequence[Standardised], near: np.ndarray, spread: np.ndarray,
+                    mean: np.ndarray) -> list[list[str]]:
+        "The reasons of each molecule; the last, that no value in training is within the interval of its prediction."
+        if not self.domain: return [[] for _ in molecules]
+        reasons = [self.reasons(*row) for row in zip(molecules, near, spread)]
+        bound = self.domain.bounded(mean)
+        reach = np.nan_to_num(self.half_width(spread, np.zeros(len(mean), dtype=bool)))
+        for i in np.flatnonzero(np.abs(mean - bound) > reach):
+            side = 'at least' if mean[i] < bound[i] else 'at most'
+            reasons[i].append(f'the model says {mean[i]:.2f}, and values in training were {side} {bound[i]:.2f}')
+        return reasons
 
 # %% ../../nbs/serving/02_predictor.ipynb #af9d073e
 _FIGURES = ('predicted', 'low', 'high', 'similarity')
@@ -96,7 +99,7 @@ class _Figures(_Reasons):
         smiles = [molecule.smiles for molecule in molecules]
         mean, spread = self.model.predict(MoleculeSet(tuple(smiles)))
         near = self.domain.similarity(smiles) if self.domain else np.full(len(mean), np.nan)
-        reasons = [self.reasons(*row) for row in zip(molecules, near, spread, mean)]
+        reasons = self.all_reasons(molecules, near, spread, mean)
         outside = np.array([bool(found) for found in reasons])
         half = self.half_width(spread, outside)
         held = self.domain.bounded(mean) if self.domain else mean

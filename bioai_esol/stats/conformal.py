@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INTERVAL_LEVEL', 'CONFIDENCE', 'MIN_GROUP', 'DOMAIN_QUANTILE', 'RARE_QUANTILE', 'SURE_QUANTILE',
-           'nonconformity_scores', 'half_width', 'coverage', 'confident_rank', 'Calibration', 'calibrated',
-           'calibrated_apart', 'applicability_limit', 'spread_limit']
+           'nonconformity_scores', 'plain_rank', 'half_width', 'coverage', 'confident_rank', 'Calibration',
+           'calibrated', 'calibrated_apart', 'applicability_limit', 'spread_limit']
 
 # %% ../../nbs/stats/02_conformal.ipynb #6fb0b857
 import math
@@ -26,13 +26,20 @@ def nonconformity_scores(
     return np.abs(np.asarray(y, float) - p) / spread
 
 # %% ../../nbs/stats/02_conformal.ipynb #6b0397de
+def plain_rank(
+    n: int,                        # scores
+    level: float = INTERVAL_LEVEL, # share of molecules that the intervals are to hold
+) -> int:                          # from 1; `n` + 1 when there are too few scores
+    "Which of `n` sorted scores bounds the intervals of split conformal prediction."
+    return math.ceil((n + 1) * level)
+
 def half_width(
     scores: Sequence[float],       # (n_validation,) of `nonconformity_scores`
     spread: ArrayLike,             # (n,) log10 units, of the molecules that are asked about
     level: float = INTERVAL_LEVEL, # share of molecules that the intervals are to hold
 ) -> np.ndarray:                   # (n,) log10 units; infinite when there are too few scores for this level
     "How far above and below its prediction the interval of each molecule reaches."
-    k = math.ceil((len(scores) + 1) * level)
+    k = plain_rank(len(scores), level)
     score = np.sort(scores)[k - 1] if k <= len(scores) else math.inf
     return score * np.asarray(spread, float)
 
@@ -56,7 +63,7 @@ def confident_rank(
     from scipy.stats import beta
     k = np.arange(1, n + 1)
     enough = np.flatnonzero(beta.sf(level, k, n + 1 - k) >= confidence)
-    return int(k[enough[0]]) if len(enough) else math.ceil((n + 1) * level)
+    return int(k[enough[0]]) if len(enough) else plain_rank(n, level)
 
 @dataclass(frozen=True)
 class Calibration:

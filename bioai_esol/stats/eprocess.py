@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ConfigError, DataError
+from .conformal import plain_rank
 
 FALSE_ALARM = .01  # chance that a whole life raises an alarm although nothing is wrong, at most
 
@@ -145,7 +146,7 @@ def promised_miss_rate(
     from scipy.stats import beta
     _require_share('level', level)
     _require_share('risk', risk)
-    k = rank or math.ceil((n_calibration + 1) * level)
+    k = rank or plain_rank(n_calibration, level)
     if k > n_calibration:
         raise DataError(f'{n_calibration} calibration molecules are too few for an interval that holds {level:.0%}')
     return float(1 - beta.ppf(risk, k, n_calibration + 1 - k))

@@ -49,7 +49,7 @@ def _completed(values: dict) -> dict:
     if architecture is None: return values  # refused by name later
     if not architecture.is_network:
         return {k: v for k, v in values.items() if k not in _ONLY_NETWORKS} | _NO_NETWORK
-    values = values | {k: v for k, v in architecture.fixed.items() if k not in architecture.settings}
+    values = values | architecture.fixed
     own = dict(pooling=architecture.poolings[0], standardise=architecture.standardise, schedule=architecture.schedule)
     values = values | {k: v for k, v in own.items() if values.get(k) is None}
     is_whole = values.get('schedule_epochs') == values.get('epochs', _DEFAULT_EPOCHS)

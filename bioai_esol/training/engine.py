@@ -71,8 +71,8 @@ class _Parts:
         return {part: self.dataset.y[getattr(self.split, part)].astype(np.float64) for part in PARTS}
 
 # %% ../../nbs/training/03_engine.ipynb #d6c925ed
-class Task(_Parts):
-    "A data set, featurised and split: what every configuration of a block is trained on."
+class _Placed(_Parts):
+    "How strange the molecules of each part are to a model that is taught the training molecules."
     @cached_property
     def domain(self) -> dict:
         "The applicability domain, as a model keeps it: see `Domain.recorded`."
@@ -80,20 +80,30 @@ class Task(_Parts):
         taught = dict(values=carried_range(self.y['train'], self.dataset.property))
         return _domain([self.dataset.smiles[i] for i in self.split.train]) | taught | cut_out
     @cached_property
+    def _strangeness(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        "Of each molecule of `val` and `test`: the nearest training molecule's similarity; is anything else strange?"
+        domain = Domain.recorded(self.domain)
+        def of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            smiles = [self.dataset.smiles[i] for i in rows]
+            strange = [bool(domain.reasons(s, 1., self._was_cut_out(i))) for s, i in zip(smiles, rows)]
+            return domain.similarity(smiles), np.array(strange, dtype=bool)
+        return {part: of(getattr(self.split, part)) for part in ('val', 'test')}
+    def _was_cut_out(self, row: int) -> bool:
+        return '.' in self.dataset.as_written.get(int(row), '')
+    def _beyond(self, limit: float) -> dict[str, np.ndarray]:
+        return {part: strange | (near < limit) for part, (near, strange) in self._strangeness.items()}
+
+# %% ../../nbs/training/03_engine.ipynb #5c1eed45
+class Task(_Placed):
+    "A data set, featurised and split: what every configuration of a block is trained on."
+    @cached_property
     def outside(self) -> dict[str, np.ndarray]:
         "Which molecules of `val` and `test` are outside the domain of a model with one spread for all."
-        return {part: self._are_outside(getattr(self.split, part), False) for part in ('val', 'test')}
+        return self._beyond(self.domain['limit'])
     @cached_property
     def rare(self) -> dict[str, np.ndarray]:
         "Which of them are outside whatever a model says that knows how sure it is."
-        return {part: self._are_outside(getattr(self.split, part), True) for part in ('val', 'test')}
-    def _was_cut_out(self, row: int) -> bool:
-        return '.' in self.dataset.as_written.get(int(row), '')
-    def _are_outside(self, rows: np.ndarray, knows_itself: bool) -> np.ndarray:
-        domain = Domain.recorded(self.domain, knows_itself)
-        smiles = [self.dataset.smiles[i] for i in rows]
-        asked = zip(smiles, domain.similarity(smiles), map(self._was_cut_out, rows))
-        return np.array([bool(domain.reasons(*one)) for one in asked], dtype=bool)
+        return self._beyond(self.domain['rare_limit'])
 
 # %% ../../nbs/training/03_engine.ipynb #7d2e0c03
 def make_task(
