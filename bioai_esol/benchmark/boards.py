@@ -25,7 +25,7 @@ from ..chem.census import cores
 from ..chem.columns import measured_property, of_property
 from ..chem.dataset import Dataset, load_esol
 from ..sweep.ensemble import best_mean
-from ..sweep.grid import Grid, PRESETS
+from ..sweep.grid import Grid, preset_settings, PRESETS
 from ..stats.conformal import coverage
 from ..training.lineage import code_digest, machine
 from ..stats.metrics import bootstrap_rmse, fold_rmse_difference, mae, rmse
@@ -86,12 +86,14 @@ DEFAULT_GCN = TrainConfig(hidden_dim=64, batch_size=32, lr=3e-3, dropout=.5, epo
 REFERENCE = 'accurate'  # every other model is compared with this one
 NOT_PRETRAINED = 'accurate, not pretrained'  # the same of the model types that build on no pretrained weights
 
-def bench_models() -> dict[str, tuple[TrainConfig, ...]]:
+def bench_models(
+    molecules: int,   # in the table
+) -> dict[str, tuple[TrainConfig, ...]]:
     "By name, the configurations that each model is made from; several stand for the mean that validation chooses."
-    preset = PRESETS['accurate']
+    preset = preset_settings('accurate', molecules)
     def members(**other): return tuple(Grid(**preset | other).configs())
     others = tuple(name for name in ARCHITECTURES if name != 'gcn')
-    alone = {c.architecture: (c,) for c in members(architecture=others, seed=preset['seed'][0])}
+    alone = {c.architecture: (c,) for c in members(architecture=others, seed=1, folds=0)}
     plain = tuple(name for name in others if not ARCHITECTURES[name].pretrained)
     return {'gcn': (DEFAULT_GCN,)} | alone | {NOT_PRETRAINED: members(architecture=plain), REFERENCE: members()}
 
@@ -223,7 +225,7 @@ def judge_all(
     "Train every model on every split, apart from what is there already."
     require_loadable_main()
     folder, splits = Path(folder), bench_splits(dataset)
-    models = dict(models or bench_models())
+    models = dict(models or bench_models(len(dataset)))
     write_splits(folder, dataset)
     made_by = {m: _made_by(configs, dataset.version) for m, configs in models.items()}
     todo = _missing(splits, kept_results(folder, dataset, splits), made_by)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALLEST_TO_EXPLAIN', 'CLUSTER_SIMILARITIES', 'SERIES_SIMILARITY', 'MAX_FOLD_SCAFFOLD', 'Split', 'split_digest',
            'scaffold', 'scaffold_split', 'clusters', 'cluster_split', 'series', 'random_split', 'leakage',
-           'balanced_folds']
+           'balanced_folds', 'held_out_folds']
 
 # %% ../../nbs/chem/05_split.ipynb #758086e2
 import hashlib
@@ -217,3 +217,20 @@ def balanced_folds(
     rows = np.arange(len(smiles))
     following = folds[1:] + folds[:1]
     return [Split(np.setdiff1d(rows, [*val, *test]), val, test) for test, val in zip(folds, following)]
+
+# %% ../../nbs/chem/05_split.ipynb #52e19524
+def held_out_folds(
+    smiles: Sequence[str],  # n molecules
+    by: str,                # how a split divides them: scaffold, cluster or random
+    n: int,                 # how many folds
+    seed: int = 0,          # of the order in which groups of one size are dealt out
+) -> list[np.ndarray]:      # sorted rows of each, int64; no row is in two of them
+    "The rows that `n` copies of a model are not taught, one fold each."
+    groups = [[row] for row in range(len(smiles))]
+    if by == 'scaffold': groups = list(_scaffold_groups(smiles).values())
+    elif by == 'cluster': groups = clusters([fingerprint(s) for s in smiles], CLUSTER_SIMILARITIES[0])
+    small = [rows for rows in groups if len(rows) <= max(len(smiles) * MAX_FOLD_SCAFFOLD, 1)]
+    if len(small) < n: small = [[row] for row in range(len(smiles))]
+    order = np.random.default_rng(seed).permutation(len(small))
+    return [np.array(sorted(rows), dtype=np.int64) for rows in _deal([small[i] for i in order], n)]
+

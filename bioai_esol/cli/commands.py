@@ -110,12 +110,15 @@ def _train_or_sweep(args) -> int:
     dataset = _dataset(args)
     if args.command == 'train' and len(grid) > 1:
         args.usage("train takes one value per option; 'bioai-esol sweep' takes lists")
+    from bioai_esol.sweep.grid import expected_seconds, in_words, preset_grid
     from bioai_esol.sweep.runner import run_sweep
     from bioai_esol.models.architectures import ARCHITECTURES
+    if getattr(args, 'preset', None): grid = preset_grid(args.preset, len(dataset), **_settings(args))
     in_epochs = any(ARCHITECTURES[name].is_network for name in grid.architecture)
     epochs = f" of {_plural(grid.epochs, 'epoch')}" if in_epochs else ''
     print(f"{_plural(len(grid), 'run')}{epochs} on {dataset.name} ({len(dataset):,} molecules), "
-          f"run tag {grid.run_tag!r}, {_plural(grid.workers, 'worker')}", flush=True)
+          f"run tag {grid.run_tag!r}, {_plural(grid.workers, 'worker')}: "
+          f"about {in_words(expected_seconds(grid, len(dataset)))}", flush=True)
     if getattr(args, 'preset', None): return _ensemble(args, dataset)
     return _tell_sweep(run_sweep(grid, dataset, tracking_uri=args.tracking_uri, fresh=getattr(args, 'fresh', False)))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREDICTION_BATCH_SIZE', 'MODEL_INFO', 'MoleculeSet', 'batches', 'unscaled', 'regressor_info', 'regressor_input',
-           'FittedModel', 'save_model', 'load_model']
+           'signs_of_error', 'HeldOut', 'FittedModel', 'combined', 'save_model', 'load_model']
 
 # %% ../../nbs/models/08_fitted.ipynb #bf7601dc
 import json
@@ -23,16 +23,17 @@ from torch import Tensor
 from ..chem.bond_graphs import BondBatch, BondGraphs, cut_bonds, pack_bonds, Vocabulary
 from ..chem.descriptors import descriptor_table, DESCRIPTORS
 from ..chem.graphs import Batch, cut_graphs, MolecularGraphs, N_FEATURES, pack_graphs
+from ..chem.molecules import parse_smiles
 from ..errors import DataError
 from .architectures import ARCHITECTURES, make_network
 from .kaxis import Network, predict_batch
 from .pretrained import learned_table, load_pretrained, PRETRAINED, with_prefix
 from .regressors import REGRESSORS
+from ..stats.conformal import learned_spread
 
 # %% ../../nbs/models/08_fitted.ipynb #5fd83813
 @dataclass(frozen=True)
-class MoleculeSet:
-    "Molecules, featurised when a model asks for it and then kept."
+class _Graphs:
     smiles: tuple[str, ...]       # n molecules
     y: np.ndarray | None = None   # (n,) targets; None in prediction
     keep: bool = False            # keep descriptors in the user's cache: see `descriptor_table`
@@ -49,6 +50,9 @@ class MoleculeSet:
         "What the deeper networks read, still without their one-hot features."
         return pack_bonds(self.smiles, self.y)
 
+# %% ../../nbs/models/08_fitted.ipynb #7ac49f12
+class MoleculeSet(_Graphs):
+    "Molecules, featurised when a model asks for it and then kept."
     @cached_property
     def descriptors(self) -> np.ndarray:
         "What the models on descriptors read, (n, n_descriptors)."
@@ -58,6 +62,11 @@ class MoleculeSet:
     def learned(self) -> np.ndarray:
         "What the pretrained network makes of them, (n, n_learned)."
         return learned_table(self.bonds, PRETRAINED)
+
+    @cached_property
+    def heavy_atoms(self) -> np.ndarray:
+        "How many heavy atoms each has, (n,)."
+        return np.array([parse_smiles(s).GetNumHeavyAtoms() for s in self.smiles], dtype=np.float64)
 
 # %% ../../nbs/models/08_fitted.ipynb #9fb6cbd7
 def batches(
@@ -71,10 +80,10 @@ def batches(
 
 # %% ../../nbs/models/08_fitted.ipynb #951200b4
 PREDICTION_BATCH_SIZE = 256  # molecules that go through a network together
-_TARGET = ('target.mean', 'target.sd')
+_BESIDE_NETWORK = ('target.mean', 'target.sd', 'held.rows', 'held.mean', 'held.spread')
 
 def _network_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t for name, t in weights.items() if name not in _TARGET}
+    return {name: t for name, t in weights.items() if name not in _BESIDE_NETWORK}
 
 def unscaled(
     out: np.ndarray,              # as the network says it
@@ -135,6 +144,41 @@ def _combine(means: np.ndarray, spreads: np.ndarray, shares: list[float]) -> tup
     mean = (share * means).sum(axis=0)
     return mean, np.sqrt((share * (spreads ** 2 + (means - mean) ** 2)).sum(axis=0))
 
+_NEVER_AGREED = .1  # of the members' own spread, added to their distance: two that agree by luck are not certain
+
+def signs_of_error(
+    means: np.ndarray,        # (n_members, n) what each member says
+    spreads: np.ndarray,      # (n_members, n) how sure it is
+    shares: list[float],      # of each member in the mean
+    heavy_atoms: np.ndarray,  # (n,) of each molecule
+) -> np.ndarray:              # (n, 3) natural logarithms: how sure members are, how far apart, how large a molecule
+    "What goes with the errors of an ensemble."
+    share = np.array(shares)[:, None]
+    own = np.sqrt((share * spreads ** 2).sum(axis=0))
+    apart = np.sqrt((share * (means - (share * means).sum(axis=0)) ** 2).sum(axis=0))
+    return np.log(np.column_stack([own, apart + _NEVER_AGREED * own, np.maximum(heavy_atoms, 1)]))
+
+# %% ../../nbs/models/08_fitted.ipynb #3d92427c
+@dataclass(frozen=True)
+class HeldOut:
+    "What models, or copies of them, say of molecules that they were not taught."
+    rows: np.ndarray      # (n,) int64, sorted, of the table
+    means: np.ndarray     # (n_models, n)
+    spreads: np.ndarray   # (n_models, n)
+
+def _held_out(model: 'FittedModel') -> HeldOut | None:
+    parts = [m.held_out for m in model.members]
+    if parts:
+        if None in parts or any(len(p.rows) != len(parts[0].rows) or (p.rows != parts[0].rows).any() for p in parts):
+            return None  # of one member there is nothing, or of other molecules
+        return HeldOut(parts[0].rows, *(np.concatenate([getattr(p, k) for p in parts]) for k in ('means', 'spreads')))
+    if 'held.rows' not in model.weights: return None
+    rows, mean = model.weights['held.rows'].numpy(), model.weights['held.mean'].numpy()
+    own = model.weights.get('held.spread')  # none where a model has one spread for all
+    spread = np.full(len(rows), model.info['spread']) if own is None else own.numpy()
+    return HeldOut(rows, mean[None], spread[None])
+
+
 # %% ../../nbs/models/08_fitted.ipynb #b4675f84
 @dataclass(frozen=True, repr=False)
 class _Artefact:
@@ -166,7 +210,9 @@ class FittedModel(_Artefact):
     of a molecule; `spread`, its error on validation molecules; `scores`, the nonconformity scores; `factors`, how
     many spreads an interval reaches inside the applicability domain and outside; `promise`, from how many scores the
     first factor is, and of which rank; `spread_limit`, where that domain ends, see `stats.conformal`; of an ensemble
-    `members`, the `info` of each, and their `shares`."""
+    `members`, the `info` of each, their `shares`, and `learned_spread`, where its spread is learned, see
+    `stats.conformal`. Among the tensors, `held.rows`, `held.mean` and `held.spread` are what copies of it said of
+    molecules of its table that they were not taught."""
 
     def network(self) -> Network:
         "The network that the tensors belong to, without weights."
@@ -175,6 +221,11 @@ class FittedModel(_Artefact):
     def check(self):
         "Raises `ValueError` or `KeyError` when tensors are missing or misshapen."
         _check(self)
+
+    @property
+    def held_out(self) -> 'HeldOut | None':
+        "What copies of it said of molecules that they were not taught; None where there are none."
+        return _held_out(self)
 
     def predict(self,
                 molecules: MoleculeSet,      # n molecules
@@ -189,8 +240,19 @@ class FittedModel(_Artefact):
 
 # %% ../../nbs/models/08_fitted.ipynb #bcfa27f4
 def _predict_by_members(model: FittedModel, molecules: MoleculeSet) -> tuple[np.ndarray, np.ndarray]:
-    means, spreads = zip(*(m.predict(molecules) for m in model.members))
-    return _combine(np.stack(means), np.stack(spreads), model.info['shares'])
+    means, spreads = map(np.stack, zip(*(m.predict(molecules) for m in model.members)))
+    return combined(model.info, means, spreads, molecules.heavy_atoms if 'learned_spread' in model.info else None)
+
+def combined(
+    info: dict,               # of an ensemble
+    means: np.ndarray,        # (n_members, n) what each member says
+    spreads: np.ndarray,      # (n_members, n) how sure it is
+    heavy_atoms: np.ndarray | None,  # (n,) of each molecule; read where the spread is learned
+) -> tuple[np.ndarray, np.ndarray]:  # (n,) each
+    "Mean and spread of an ensemble."
+    mean, spread = _combine(means, spreads, info['shares'])
+    if 'learned_spread' not in info: return mean, spread
+    return mean, learned_spread(signs_of_error(means, spreads, info['shares'], heavy_atoms), info['learned_spread'])
 
 def _check(model: FittedModel):
     name = model.architecture

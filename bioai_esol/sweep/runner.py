@@ -6,7 +6,7 @@
 __all__ = ['HEARTBEAT_TIMEOUT_S', 'logger', 'unused_run_tag', 'SweepInterrupted', 'SweepResult', 'run_sweep']
 
 # %% ../../nbs/sweep/02_runner.ipynb #6717a283
-import itertools, logging, math, multiprocessing as mp, signal, socket, sys, threading, time
+import functools, itertools, logging, math, multiprocessing as mp, signal, socket, sys, threading, time
 from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -125,14 +125,15 @@ def unused_run_tag(
 # %% ../../nbs/sweep/02_runner.ipynb #b610ae58
 class _Progress:
     "Runs finished and failed, the best val_rmse so far and the time left, in the terminal or the notebook."
-    def __init__(self, blocks: Sequence[list[TrainConfig]], reused: int):
+    def __init__(self, blocks: Sequence[list[TrainConfig]], reused: int, molecules: int):
+        self.cost = functools.partial(block_cost, molecules=molecules)
         self.done = reused
         self.failed = 0
         self.total = reused + sum(map(len, blocks))
         self.best = float('inf')
         is_closed = sys.stderr is None  # `2>&-`
         is_watched = 'ipykernel' in sys.modules or not is_closed and sys.stderr.isatty()
-        self.bar = tqdm(total=round(sum(map(block_cost, blocks))), dynamic_ncols=True, smoothing=0.05,
+        self.bar = tqdm(total=round(sum(map(self.cost, blocks))), dynamic_ncols=True, smoothing=0.05,
                         mininterval=0.2 if is_watched else 30, disable=is_closed,
                         bar_format='{l_bar}{bar}| {elapsed} < {remaining}{postfix}')
         self.show()
@@ -142,29 +143,37 @@ class _Progress:
         words = [f"{self.done}/{self.total} runs", f"{self.failed} failed", f"best val_rmse {best}", remark]
         with suppress(OSError): self.bar.set_postfix_str(', '.join(filter(None, words)), refresh=bool(remark))
 
-    def close(self):
-        with suppress(OSError): self.bar.close()
-
-# %% ../../nbs/sweep/02_runner.ipynb #4b9d0d06
-class _Counting(_Progress):
-    "The same, told by the sweep what was trained and what was written."
-    def __init__(self, blocks: Sequence[list[TrainConfig]], reused: int):
-        super().__init__(blocks, reused)
-        self.trained = 0                  # of `bar.total`
-        self.started = time.monotonic()   # later by every pause
-        self.paused_at = None
-
     def wrote(self, ok: bool | None):
         "A run is in the store; None: one that is not counted."
         self.done += ok is True
         self.failed += ok is False
         self.show()
 
+    def close(self):
+        with suppress(OSError): self.bar.close()
+
+# %% ../../nbs/sweep/02_runner.ipynb #4b9d0d06
+class _Counting(_Progress):
+    "The same, told by the sweep what was trained and what was written."
+    def __init__(self, blocks: Sequence[list[TrainConfig]], reused: int, molecules: int):
+        super().__init__(blocks, reused, molecules)
+        self.trained = 0                  # of `bar.total`
+        self.started = time.monotonic()   # later by every pause
+        self.paused_at = None
+
     def advance(self, block: Sequence[TrainConfig], epochs: int, best: float):
-        "Some epochs of a block are over."
+        "Some epochs of a block are over; its copies are not trained yet."
+        alone = [c.model_copy(update=dict(folds=0)) for c in block]
+        self.add(self.cost(alone) * epochs / block[0].epochs, best)
+
+    def finish(self, block: Sequence[TrainConfig], epochs_seen: int, best: float):
+        "A block is trained, of which so many epochs were told."
+        alone = [c.model_copy(update=dict(folds=0)) for c in block]
+        self.add(self.cost(block) - self.cost(alone) * epochs_seen / block[0].epochs, best)
+
+    def add(self, cost: float, best: float):
         self.best = min(self.best, best)
-        cost = round(block_cost(block) * epochs / block[0].epochs)
-        cost = min(cost, self.bar.total - self.trained)  # rounding must not overshoot
+        cost = min(round(cost), self.bar.total - self.trained)  # rounding must not overshoot
         self.trained += cost
         with suppress(OSError): self.bar.update(cost)
         self.show()
@@ -299,7 +308,7 @@ class _Sweep(_Replacing):
         self.give(worker)
         for run, result in zip(runs, results): self.log.ended(self.writers[split_key(result.config)], run, result)
         self.log.keep()
-        self.progress.advance(block, block[0].epochs - epochs_seen, _lowest(results))
+        self.progress.finish(block, epochs_seen, _lowest(results))
 
 # %% ../../nbs/sweep/02_runner.ipynb #36b5ca8a
 def _figure(error: float) -> float | None: return round(error, 3) if math.isfinite(error) else None
@@ -387,8 +396,9 @@ def _train_all(store: Store, grid: Grid, writers: dict, todo: list[TrainConfig],
     "The part of a sweep that takes time."
     parent = _open_sweep(next(iter(writers.values())), grid)
     writers = {key: replace(w, parent=parent.run_id) for key, w in writers.items()}
-    cut = blocks(todo, grid.workers)
-    progress = _SweepProgress(cut, reused)
+    molecules = len(next(iter(writers.values())).task.dataset)
+    cut = blocks(todo, grid.workers, molecules)
+    progress = _SweepProgress(cut, reused, molecules)
     with Outbox(store) as box, _Interruption() as interruption:
         log = Delivery(store, box, progress, interruption.sleep)
         sweep = _Asked(cut, writers, device, log, progress, interruption)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HiddenDim', 'BatchSize', 'LearningRate', 'Dropout', 'WeightDecay', 'Seed', 'Epochs', 'Fraction', 'SplitName',
-           'ArchitectureName', 'Pooling', 'Schedule', 'AXES', 'TrainSettings', 'TrainConfig', 'config_from',
+           'ArchitectureName', 'Pooling', 'Schedule', 'Folds', 'AXES', 'TrainSettings', 'TrainConfig', 'config_from',
            'property_of', 'dataset_of', 'make_split', 'split_key']
 
 # %% ../../nbs/training/01_config.ipynb #b8aa95a9
@@ -34,6 +34,12 @@ SplitName = Literal['scaffold', 'cluster', 'random']
 ArchitectureName = Literal[tuple(ARCHITECTURES)]
 Pooling = Literal['mean', 'sum', 'mean-sum', 'mean-max-sum']
 Schedule = Literal['constant', 'cosine']
+
+def _at_least_two(n: int) -> int:
+    if n == 1: raise ValueError('one fold leaves nothing to train on: 0, or at least 2')
+    return n
+
+Folds = Annotated[int, Field(ge=0, le=100), AfterValidator(_at_least_two)]
 
 # %% ../../nbs/training/01_config.ipynb #6c1e0a03
 AXES = ('architecture', 'pooling', 'hidden_dim', 'lr', 'batch_size', 'dropout', 'weight_decay', 'seed')
@@ -74,6 +80,7 @@ class TrainSettings(Settings):
     standardise: bool | None = None          # target to mean 0, standard deviation 1? None: the architecture's default
     schedule: Schedule | None = None         # of the learning rate; None: the architecture's default
     schedule_epochs: Epochs | None = None    # length of the whole schedule; None: as many as are trained
+    folds: Folds = 0                         # copies, each trained without some molecules, that tell how wrong it is
 
     @model_validator(mode='before')
     @classmethod
@@ -90,7 +97,8 @@ def _with_known_pooling(settings: TrainSettings) -> TrainSettings:
     raise ValueError(f"the architecture {settings.architecture} pools by {words}, not by {settings.pooling}")
 
 # %% ../../nbs/training/01_config.ipynb #6c1e0a07
-_FIRST_RUNS = dict(architecture='gcn', pooling='mean', standardise=False, schedule='constant', schedule_epochs=None)
+_FIRST_RUNS = dict(architecture='gcn', pooling='mean', standardise=False, schedule='constant', schedule_epochs=None,
+                   folds=0)
 
 def _digest(settings: TrainSettings, dataset_version: str) -> str:
     "Sixteen hexadecimal digits that name these settings on this data set."
@@ -112,12 +120,13 @@ def _title(c: TrainSettings) -> str:
 
 # %% ../../nbs/training/01_config.ipynb #6c1e0a09
 _BLOCK_FIELDS = ('hidden_dim', 'batch_size', 'seed', 'epochs', 'split', 'frac_train', 'frac_val',
-                 'architecture', 'pooling', 'standardise', 'schedule')
+                 'architecture', 'pooling', 'standardise', 'schedule', 'folds')
 
 def _params(c: TrainSettings, hyperparameters: tuple[str, ...]) -> dict[str, str]:
     "The parameters of a run as text: seed, hyperparameters, split."
     own = [k for k in type(c).model_fields if k in hyperparameters]
     values = {k: getattr(c, k) for k in ('seed', *own, 'split', 'frac_train', 'frac_val', 'schedule_epochs')}
+    if c.folds: values['folds'] = c.folds
     return {k: str(v) for k, v in values.items() if v is not None}
 
 def _stopped(c: 'TrainConfig', epoch: int) -> 'TrainConfig':

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'LIMIT_MOLECULES', 'HISTORY', 'MIN_SPREAD', 'EVAL_BATCH_MOLECULES', 'OnEpoch', 'Task', 'make_task',
-           'epoch_figures', 'HeldOutScore', 'score_test', 'TrainResult', 'one_row_history', 'score_fitted',
-           'check_block', 'train']
+           'epoch_figures', 'HeldOutScore', 'Evidence', 'score_test', 'TrainResult', 'fold_tasks', 'of_copies',
+           'one_row_history', 'Said', 'score_fitted', 'check_block', 'train']
 
 # %% ../../nbs/training/03_engine.ipynb #3953d663
 import math, time
@@ -22,14 +22,15 @@ from ..chem.dataset import Dataset
 from ..chem.domain import carried_range, Domain
 from ..chem.molecules import fingerprint, similarity
 from ..chem.graphs import merge_atoms, MolecularGraphs
-from ..chem.split import Split
+from ..chem.split import held_out_folds, Split
 from ..errors import ConfigError
 from ..models.architectures import ARCHITECTURES, make_network, vocabulary_for
 from ..models.fitted import batches, FittedModel, MoleculeSet, regressor_info, regressor_input, unscaled
 from ..models.kaxis import BlockDropout, generator, init_theta, one_thread, predict_batch
 from ..models.regressors import doubts_of_fit, REGRESSORS
 from ..stats.conformal import (
-    applicability_limit, calibrated_apart, coverage, nonconformity_scores, RARE_QUANTILE, spread_limit)
+    applicability_limit, calibrated_apart, coverage, INTERVAL_LEVEL, LEARNED_QUANTILE, nonconformity_scores,
+    RARE_QUANTILE, spread_limit)
 from ..stats.metrics import mae, r2, rmse
 from .config import make_split, TrainConfig
 from .optimiser import BlockAdam, clip_rows, lr_factor
@@ -160,19 +161,26 @@ class HeldOutScore:
     half_widths: np.ndarray    # (n_test,) of the 90 % intervals, log10 mol/L
     calibration: dict          # what makes intervals of other molecules: a part of `FittedModel.info`
 
+# %% ../../nbs/training/03_engine.ipynb #3fd37c08
+@dataclass(frozen=True)
+class Evidence:
+    "How wrong a model is on molecules that it was not taught."
+    y: np.ndarray          # (n,) measured
+    predicted: np.ndarray  # (n,)
+    spread: np.ndarray     # (n,) above 0
+    outside: np.ndarray    # (n,) outside the applicability domain?
+    level_outside: float = INTERVAL_LEVEL  # share of the molecules outside that intervals are to hold
+
 def score_test(
-    y: dict[str, np.ndarray],          # measured values of each part, of `Task.y`
-    predicted: dict[str, np.ndarray],  # of the parts `val` and `test`, log10 mol/L
-    spread: dict[str, np.ndarray],     # of both parts, log10 mol/L, above 0
-    outside: dict[str, np.ndarray],    # of both parts: which molecules are outside the applicability domain
+    test: Evidence,    # of the test molecules
+    known: Evidence,   # of the validation molecules, or of those that copies of the model were not taught
 ) -> HeldOutScore:
-    "Errors on the test molecules, and their intervals, whose width comes from the validation molecules."
-    scores = nonconformity_scores(y['val'], predicted['val'], spread['val'])
-    inside, beyond = calibrated_apart(scores, outside['val'])
-    half = np.where(outside['test'], beyond.factor, inside.factor) * spread['test']
-    test = predicted['test']
-    figures = dict(test_rmse=rmse(y['test'], test), test_mae=mae(y['test'], test), test_r2=r2(y['test'], test),
-                   coverage_90=coverage(y['test'], test, half))
+    "Errors on the test molecules, and their intervals, whose width comes from what is known."
+    scores = nonconformity_scores(known.y, known.predicted, known.spread)
+    inside, beyond = calibrated_apart(scores, known.outside, known.level_outside)
+    half = np.where(test.outside, beyond.factor, inside.factor) * test.spread
+    y, p = test.y, test.predicted
+    figures = dict(test_rmse=rmse(y, p), test_mae=mae(y, p), test_r2=r2(y, p), coverage_90=coverage(y, p, half))
     calibration = dict(scores=np.sort(scores).tolist())
     if np.isfinite(half).all():
         figures['interval_90'] = float(2 * half.mean())
@@ -285,7 +293,7 @@ class _Block(_Learning):
     def __init__(self, configs: Sequence[TrainConfig], task: Task, device: str):
         super().__init__(configs, task, device)
         self.configs = configs
-        self.outside = task.outside                    # of validation and test molecules
+        self.task = task
         self.eval_batches = {part: self.merged(rows) for part, rows in self.rows.items()}
         self.history = [[] for _ in configs]           # of each, the figures of every epoch
         self.best = [_Best() for _ in configs]
@@ -331,26 +339,66 @@ def _record(
             block.best[k] = _Best(epoch, figures)
             block.best_theta[k] = block.theta[k]
 
+# %% ../../nbs/training/03_engine.ipynb #d08d22ba
+def fold_tasks(
+    task: Task,            # what the model is trained on
+    config: TrainConfig,   # says into how many folds, and by its split how molecules are divided
+) -> list[Task]:           # what each copy is trained on; its validation molecules are those that it is asked about
+    "The task of each copy; empty without folds."
+    if not config.folds: return []
+    pool = np.union1d(task.split.train, task.split.val)
+    folds = held_out_folds([task.dataset.smiles[i] for i in pool], config.split, config.folds)
+    splits = [Split(np.setdiff1d(pool, pool[fold]), pool[fold], task.split.test) for fold in folds]
+    return [Task(task.dataset, task.molecules, split) for split in splits]
+
+def of_copies(
+    said: Sequence[tuple[np.ndarray, np.ndarray | None]],  # by each copy of its validation molecules
+    tasks: Sequence[Task],  # of `fold_tasks`
+) -> dict[str, Tensor]:     # `held.rows`, `held.mean`, `held.spread` where it has one; empty if a copy diverged
+    "What copies say of molecules that they were not taught, as tensors beside the weights."
+    if not tasks or not all(np.isfinite(mean).all() for mean, _ in said): return {}
+    rows = np.concatenate([task.split.val for task in tasks])
+    order = np.argsort(rows)
+    columns = dict(rows=rows, mean=np.concatenate([mean for mean, _ in said]))
+    spreads = [spread for _, spread in said if spread is not None]
+    if spreads: columns['spread'] = np.concatenate(spreads)
+    return {f'held.{name}': torch.from_numpy(column[order]) for name, column in columns.items()}
+
+
+# %% ../../nbs/training/03_engine.ipynb #964e8e7c
+def _ask_copies(configs: Sequence[TrainConfig], epochs: Sequence[int], task: Task, device: str) -> list[dict]:
+    "Of each configuration, what copies of its network say that are trained for its number of epochs."
+    tasks = fold_tasks(task, configs[0])
+    said = [[] for _ in configs]
+    for fold in tasks:
+        block = _Block(configs, fold, device)
+        for epoch in range(1, max(epochs, default=0) + 1):
+            block.train_epoch()
+            for k in [k for k, last in enumerate(epochs) if last == epoch]:
+                said[k].append((block.predict('val', block.theta[k:k + 1])[0], None))
+    return [of_copies(s, tasks) if len(s) == len(tasks) else {} for s in said]
+
+
 # %% ../../nbs/training/03_engine.ipynb #302b9901
-def _results(block: _Block, seconds: float) -> list[TrainResult]:
-    "What became of each configuration, after `seconds` for all of them."
+def _results(block: _Block, held: Sequence[dict[str, Tensor]], seconds: float) -> list[TrainResult]:
+    "What became of each configuration, with what its copies said, after `seconds` for each."
     predicted = {part: block.predict(part, block.best_theta) for part in ('val', 'test')}
     params = {name: p.cpu() for name, p in block.network.split(block.best_theta).items()}
-    share = seconds / len(block.configs)
     results = []
     for k, error in enumerate(block.errors):
-        failed = TrainResult(block.configs[k], _history(block.history[k]), {}, {}, np.empty(0), share, error)
+        failed = TrainResult(block.configs[k], _history(block.history[k]), {}, {}, np.empty(0), seconds, error)
         own = {part: p[k] for part, p in predicted.items()}
-        weights = {name: p[k].clone() for name, p in params.items()}
-        results.append(failed if error else _scored(block, k, own, weights, share))
+        weights = {name: p[k].clone() for name, p in params.items()} | held[k]
+        results.append(failed if error else _scored(block, k, own, weights, seconds))
     return results
 
 def _scored(block: _Block, k: int, predicted: dict, weights: dict[str, Tensor], seconds: float) -> TrainResult:
     "The result of a configuration that was trained to the end."
     summary = block.best[k].summary
     spread = max(summary['best_val_rmse'], MIN_SPREAD)
-    spreads = {part: np.full(len(p), spread) for part, p in predicted.items()}
-    score = score_test(block.y, predicted, spreads, block.outside)
+    def of(part): return Evidence(block.y[part], predicted[part], np.full(len(predicted[part]), spread),
+                                  block.task.outside[part])
+    score = score_test(of('test'), of('val'))
     return TrainResult(block.configs[k], _history(block.history[k]), summary | score.figures, weights | block.scale,
                        predicted['test'], seconds, info=block.info | dict(spread=spread) | score.calibration,
                        half_widths=score.half_widths)
@@ -365,40 +413,64 @@ def one_row_history(
     return _history([epoch_figures(y, predicted['train'], predicted['val'], loss)])
 
 # %% ../../nbs/training/03_engine.ipynb #7deece8a
+@dataclass(frozen=True)
+class Said:
+    "What a model without epochs says."
+    mean: np.ndarray      # (n,) of every molecule of the table
+    spread: np.ndarray    # (n,) NaN where it has none
+    held: Evidence | None = None  # of molecules that copies of it were not taught; `outside` is not known yet
+
+def _limited(said: Said, rows_of: dict, task: Task) -> tuple[dict, dict[str, np.ndarray], Evidence | None]:
+    "Where the domain ends, as a part of `info`; which molecules are outside; and the same of what is held."
+    held = said.held
+    limit = spread_limit(held.spread, LEARNED_QUANTILE) if held else spread_limit(said.spread[rows_of['val']])
+    if math.isinf(limit): return {}, task.outside, held
+    outside = {part: rare | (said.spread[rows_of[part]] > limit) for part, rare in task.rare.items()}
+    return dict(spread_limit=limit), outside, held and replace(held, outside=held.spread > limit)
+
+# %% ../../nbs/training/03_engine.ipynb #06e8285c
 def score_fitted(
     config: TrainConfig,         # of the model, or an `EnsembleConfig`
     info: dict,                  # of `FittedModel`, without `spread` and `scores`
     weights: dict[str, Tensor],  # of `FittedModel`
+    said: Said,                  # by it
     task: Task,                  # what it was fitted to
     seconds: float,              # that fitting it took
 ) -> TrainResult:
     "Score a model that has no epochs."
-    mean, spread = FittedModel(info, weights).predict(task.molecules)
     rows_of = {part: rows.numpy() for part, rows in task.rows.items()}  # a tensor of one row is a number to numpy
-    predicted = {part: mean[rows] for part, rows in rows_of.items()}
+    predicted = {part: said.mean[rows] for part, rows in rows_of.items()}
     history = one_row_history(task.y, predicted)
     best = _Best(1, {name: float(value) for name, value in history.iloc[0].items()})
-    if not np.isfinite(spread).all():
+    if not np.isfinite(said.spread).all():
         info = info | dict(spread=max(best.figures['val_rmse'], MIN_SPREAD))
-        spread = np.full(len(mean), info['spread'])
-    limit = spread_limit(spread[rows_of['val']])
-    outside = task.outside
-    if math.isfinite(limit):
-        info = info | dict(spread_limit=limit)
-        outside = {part: rare | (spread[rows_of[part]] > limit) for part, rare in task.rare.items()}
-    score = score_test(task.y, predicted, {part: spread[rows] for part, rows in rows_of.items()}, outside)
+        said = replace(said, spread=np.full(len(said.mean), info['spread']))
+    limit, outside, held = _limited(said, rows_of, task)
+    def of(part): return Evidence(task.y[part], predicted[part], said.spread[rows_of[part]], outside[part])
+    score = score_test(of('test'), held or of('val'))
     return TrainResult(config, history, best.summary | score.figures, weights, predicted['test'], seconds,
-                       info=info | score.calibration, half_widths=score.half_widths)
+                       info=info | limit | score.calibration, half_widths=score.half_widths)
+
 
 # %% ../../nbs/training/03_engine.ipynb #7d2e0c1b
+def _fitted_regressor(config: TrainConfig, task: Task, X: np.ndarray) -> dict[str, Tensor]:
+    "The fitted numbers of a model on descriptors, `X` those of all molecules."
+    return REGRESSORS[config.architecture].fit(X[task.split.train], task.y['train'], config.seed)
+
 def _fit_regressor(config: TrainConfig, task: Task) -> TrainResult:
     "Fit and score a model on descriptors."
     start = time.perf_counter()
     info = regressor_info(config.architecture)
-    train = regressor_input(info, task.molecules)[task.split.train]  # (n_train, n_columns)
+    X = regressor_input(info, task.molecules)  # (n, n_columns)
+    folds = fold_tasks(task, config)
+    def copy(fold):
+        weights = _fitted_regressor(config, fold, X)
+        return REGRESSORS[config.architecture].predict(X[fold.split.val], weights)
     with doubts_of_fit() as doubts:
-        weights = REGRESSORS[config.architecture].fit(train, task.y['train'], config.seed)
-    result = score_fitted(config, info, weights, task, 0.)
+        weights = _fitted_regressor(config, task, X)
+        held = of_copies([copy(fold) for fold in folds], folds)
+    said = Said(*FittedModel(info, weights).predict(task.molecules))
+    result = score_fitted(config, info, weights | held, said, task, 0.)
     return replace(result, seconds=time.perf_counter() - start, warning='; '.join(doubts))
 
 # %% ../../nbs/training/03_engine.ipynb #21168837
@@ -424,7 +496,9 @@ def _train_networks(configs: Sequence[TrainConfig], task: Task, device: str, on_
         _record(block, epoch, block.train_epoch())
         if on_epoch: start += on_epoch(epoch, *block.standing()) or 0.
         if all(block.errors): break
-    return _results(block, time.perf_counter() - start)
+    epochs = [0 if error else best.epoch for error, best in zip(block.errors, block.best)]
+    held = _ask_copies(configs, epochs, task, device)
+    return _results(block, held, (time.perf_counter() - start) / len(configs))
 
 # %% ../../nbs/training/03_engine.ipynb #7d2e0c1e
 def train(
