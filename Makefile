@@ -5,7 +5,7 @@ READY  := .venv/.ready
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help env run demo test test-long check bench bench-accuracy bench-monitoring lab docs server
+.PHONY: help env run demo test test-long check bench bench-accuracy bench-external bench-monitoring lab docs server
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 23
@@ -52,6 +52,9 @@ bench: $(READY)  ## speed: the engine beside a plain loop, the whole sweep, grow
 
 bench-accuracy: $(READY) ## accuracy: every kind of model on eleven splits; Chemprop too, after benchmarks/chemprop.py; ten minutes
 	@$(BIN)/bioai-esol benchmark --output benchmarks/accuracy
+
+bench-external: $(READY) ## molecules outside ESOL: errors, intervals and domain of a model of ESOL, and of a model of AqSolDB; ten minutes
+	@$(BIN)/python benchmarks/external.py --output benchmarks/external.md
 
 bench-monitoring: $(READY) ## watching a champion: false alarms and delays in 10,000 simulated lives, and a real stream; twenty minutes
 	@$(BIN)/python benchmarks/monitoring.py --output benchmarks/monitoring.md

@@ -454,7 +454,7 @@ def best_ensemble(
     return _best_of(store, single, as_tag or run_tag, start)
 
 # %% ../../nbs/sweep/03_ensemble.ipynb #2e6a0e14
-PRESET_GAP_THRESHOLD = 0.6  # log10 mol/L, about the error between two measurements of one solubility
+PRESET_GAP_THRESHOLD = 0.6  # log10 mol/L, for models that fit their training molecules closely: see howto/accurate
 _MAX_COMBINATIONS = 5       # that are shown beside the one that was taken
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,7 @@ def table(tmp_path):
 
 
 def test_benchmark_from_the_command_line(here, table, monkeypatch):
-    monkeypatch.setattr('bioai_esol.benchmark.boards.bench_models', lambda: QUICK)
+    monkeypatch.setattr('bioai_esol.benchmark.boards.bench_models', lambda molecules: QUICK)
     done = here('benchmark', '--data', 'own.csv', '--workers', '2')
     assert done.returncode == 0, done.stderr
     folder = here.folder / 'benchmark'
