@@ -53,8 +53,8 @@ def as_options(
 # %% ../../nbs/cli/02_commands.ipynb #a8d693c5
 def _settings(args) -> dict:
     "The settings of a grid that were given as options."
-    names = [*(a.replace('-', '_') for a in AXIS_OPTIONS), 'epochs', 'schedule', 'standardise', 'split', 'frac_train',
-             'frac_val', 'run_tag', 'workers', 'device']
+    names = [*(a.replace('-', '_') for a in AXIS_OPTIONS), 'epochs', 'folds', 'schedule', 'standardise', 'split',
+             'frac_train', 'frac_val', 'run_tag', 'workers', 'device']
     values = {name: getattr(args, name, None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -126,6 +126,8 @@ def _settings(p: argparse.ArgumentParser, many: bool):
         p.add_argument(f'--{name}', metavar='X,Y,…' if many else 'X',
                        help=f'{axis.help} (default {axis.grid if many else axis.single})')
     p.add_argument('--epochs', metavar='N', help='epochs per run (default 200)')
+    p.add_argument('--folds', metavar='N',
+                   help='copies per run, each trained without some molecules: intervals of an ensemble (default 0)')
     p.add_argument('--schedule', choices=['constant', 'cosine'],
                    help='learning-rate schedule (default: constant for gcn, cosine for other networks)')
     p.add_argument('--standardise', action=argparse.BooleanOptionalAction,
