@@ -250,7 +250,7 @@ def main():
     p.add_argument('--smiles-column', default='SMILES')
     p.add_argument('--target', default='Solubility')
     p.add_argument('--chemprop', type=Path, metavar='PATH', help='the program chemprop of the other environment')
-    p.add_argument('--kept', type=Path, default=HERE / 'accuracy/results/external', metavar='FOLDER', help="where Chemprop's answers are kept")
+    p.add_argument('--kept', type=Path, default=HERE / 'external', metavar='FOLDER', help="where Chemprop's answers are kept")
     p.add_argument('--output', type=Path, metavar='FILE', help='gets the tables; printed only when not given')
     a = p.parse_args()
     RDLogger.DisableLog('rdApp.*')
