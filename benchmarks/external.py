@@ -14,7 +14,7 @@ own split  the preset for a table of this size, trained on the table's own deter
            the training molecules and Chemprop on the same molecules
 
 Chemprop needs an environment of its own, see chemprop.py; it runs with RDKit's 2D descriptors on one thread. What it said is kept in
---kept and not asked again. All of it takes ten minutes; Chemprop takes twenty more, once.
+--kept and not asked again. All of it takes ten minutes; Chemprop takes a quarter of an hour more, once.
 """
 import argparse
 import hashlib
