@@ -8,8 +8,10 @@ __all__ = ['DESCRIPTORS', 'logger', 'describe', 'descriptor_table']
 # %% ../../nbs/chem/06_descriptors.ipynb #185ce8aa
 import hashlib
 import logging
+import multiprocessing as mp
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from rdkit import rdBase
 from rdkit.Chem import Descriptors
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
+from tqdm.auto import tqdm
 
 from .molecules import parse_smiles
 
@@ -65,6 +68,11 @@ def _write(file: Path | None, content: bytes):
         with suppress(OSError): draft.unlink(missing_ok=True)
 
 # %% ../../nbs/chem/06_descriptors.ipynb #e5999cd5
+def _slowly(smiles: Sequence[str]) -> Iterable[str]:
+    "With a progress bar once it takes long; worker processes, which share the terminal, have none."
+    is_hidden = sys.stderr is None or mp.parent_process() is not None
+    return tqdm(smiles, 'reading molecules', delay=2, leave=False, dynamic_ncols=True, disable=is_hidden)
+
 def descriptor_table(
     smiles: Sequence[str],  # n molecules
     keep: bool = False,     # keep the table in the user's cache, for molecules that are needed again and again
@@ -74,6 +82,6 @@ def descriptor_table(
     try:
         if file: return load_file(file)['descriptors']
     except (OSError, SafetensorError, KeyError): pass  # not there, or cut short: computed below
-    table = np.stack([describe(s) for s in smiles]) if len(smiles) else np.empty((0, len(DESCRIPTORS)))
+    table = np.stack([describe(s) for s in _slowly(smiles)]) if len(smiles) else np.empty((0, len(DESCRIPTORS)))
     if keep: _write(file, save(dict(descriptors=table)))
     return table
