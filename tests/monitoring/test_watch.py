@@ -265,7 +265,9 @@ def test_in_doubt_the_versions_that_disagree_say_what_to_measure(folder, uri):
     champion, later = esol.load_champion(tracking_uri=uri), halves()[1]
     log = RequestLog(folder / 'requests.csv')
     log.note(champion.predict(later.smiles.iloc[:200].tolist()))
-    esol.observe(later.iloc[100:114:2], tracking_uri=uri)
+    for row in range(250, 350, 3):  # one by one, until there is a doubt
+        esol.observe(later.iloc[row:row + 1], tracking_uri=uri)
+        if esol.watch(tracking_uri=uri, dry_run=True).evidence.log_against > math.log(10): break
     look = esol.watch(requests=log.path, tracking_uri=uri)
     assert look.action == 'measure more' and math.log(10) < look.evidence.log_against < math.log(100)
     best = look.to_measure
