@@ -96,7 +96,7 @@ def by_newness(part: pd.DataFrame) -> str:
 # --- models
 
 def trained(dataset: Dataset, uri: str, run_tag: str, folder: Path) -> tuple[Predictor, float]:
-    "The preset's ensemble and the seconds that it took; the store gets ridge regression as well."
+    "The preset's ensemble, and the seconds that it took."
     began = time.perf_counter()
     run = run_preset('accurate', dataset, tracking_uri=uri, run_tag=run_tag).run
     return loaded(uri, run['run_id'], folder / run_tag), time.perf_counter() - began

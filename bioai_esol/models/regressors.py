@@ -159,8 +159,8 @@ def _process(X: np.ndarray, fitted: Arrays) -> tuple[np.ndarray, np.ndarray]:
     v = solve_triangular(fitted['L'], K.T, lower=True)                                 # (n_train, n)
     variance = fitted['amplitude'] + fitted['noise'] - (v ** 2).sum(axis=0)
     sd = np.sqrt(np.maximum(variance, GP_MIN_VARIANCE)) * fitted['target.sd']
-    mean = K @ fitted['alpha']
     if 'mean.X' in fitted: mean = _kernel(X, fitted['mean.X'].astype(np.float64), fitted) @ fitted['mean.alpha']
+    else: mean = K @ fitted['alpha']
     return mean * fitted['target.sd'] + fitted['target.mean'], sd
 
 # %% ../../nbs/models/06_regressors.ipynb #953b046b
