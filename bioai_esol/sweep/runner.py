@@ -163,13 +163,15 @@ class _Counting(_Progress):
 
     def advance(self, block: Sequence[TrainConfig], epochs: int, best: float):
         "Some epochs of a block are over; its copies are not trained yet."
-        alone = [c.model_copy(update=dict(folds=0)) for c in block]
-        self.add(self.cost(alone) * epochs / block[0].epochs, best)
+        self.add(self.cost_of(block, epochs), best)
 
     def finish(self, block: Sequence[TrainConfig], epochs_seen: int, best: float):
         "A block is trained, of which so many epochs were told."
-        alone = [c.model_copy(update=dict(folds=0)) for c in block]
-        self.add(self.cost(block) - self.cost(alone) * epochs_seen / block[0].epochs, best)
+        self.add(self.cost(block) - self.cost_of(block, epochs_seen), best)
+
+    def cost_of(self, block: Sequence[TrainConfig], epochs: int) -> float:
+        "Of some epochs of a block, without its copies."
+        return self.cost([c.model_copy(update=dict(folds=0)) for c in block]) * epochs / block[0].epochs
 
     def add(self, cost: float, best: float):
         self.best = min(self.best, best)
