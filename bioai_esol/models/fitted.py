@@ -8,22 +8,22 @@ __all__ = ['PREDICTION_BATCH_SIZE', 'MODEL_INFO', 'MoleculeSet', 'batches', 'uns
 
 # %% ../../nbs/models/08_fitted.ipynb #bf7601dc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from rdkit import rdBase
+from rdkit import Chem, rdBase
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..chem.bond_graphs import BondBatch, BondGraphs, cut_bonds, pack_bonds, Vocabulary
-from ..chem.descriptors import descriptor_table, DESCRIPTORS
+from ..chem.descriptors import descriptor_table, DESCRIPTORS, kept_descriptors
 from ..chem.graphs import Batch, cut_graphs, MolecularGraphs, N_FEATURES, pack_graphs
-from ..chem.molecules import parse_smiles
+from ..chem.molecules import Molecule, parse_smiles
 from ..errors import DataError
 from .architectures import ARCHITECTURES, make_network
 from .kaxis import Network, predict_batch
@@ -36,27 +36,44 @@ from ..stats.conformal import learned_spread
 class _Graphs:
     smiles: tuple[str, ...]       # n molecules
     y: np.ndarray | None = None   # (n,) targets; None in prediction
-    keep: bool = False            # keep descriptors in the user's cache: see `descriptor_table`
+    keep: bool = False            # keep descriptors in the user's cache: see `kept_descriptors`
+    mols: tuple[Chem.Mol, ...] | None = None  # n, where RDKit has read them already: a library in pieces, not a table
 
     def __len__(self) -> int: return len(self.smiles)
+
+    @property
+    def read(self) -> tuple[Molecule, ...]:
+        "The molecules, as far as they were read."
+        return self.smiles if self.mols is None else self.mols
 
     @cached_property
     def graphs(self) -> MolecularGraphs:
         "What the default GCN reads."
-        return pack_graphs(self.smiles, self.y)
+        return pack_graphs(self.read, self.y)
 
     @cached_property
     def bonds(self) -> BondGraphs:
         "What the deeper networks read, still without their one-hot features."
-        return pack_bonds(self.smiles, self.y)
+        return pack_bonds(self.read, self.y)
 
 # %% ../../nbs/models/08_fitted.ipynb #7ac49f12
 class MoleculeSet(_Graphs):
     "Molecules, featurised when a model asks for it and then kept."
     @cached_property
+    def _known(self) -> dict[str, np.ndarray]: return {}
+
+    def described(self, names: Sequence[str]) -> np.ndarray:  # of descriptors -> (n, n_names)
+        "Descriptors of the molecules, each computed once."
+        missing = [name for name in names if name not in self._known]
+        if missing:
+            table = kept_descriptors(self.smiles, missing) if self.keep else descriptor_table(self.read, missing)
+            self._known.update(zip(missing, table.T))
+        return np.column_stack([self._known[name] for name in names]) if len(names) else np.empty((len(self), 0))
+
+    @property
     def descriptors(self) -> np.ndarray:
-        "What the models on descriptors read, (n, n_descriptors)."
-        return descriptor_table(self.smiles, self.keep)
+        "All descriptors, (n, n_descriptors): a model in training does not know yet which of them it will use."
+        return self.described(DESCRIPTORS)
 
     @cached_property
     def learned(self) -> np.ndarray:
@@ -66,7 +83,7 @@ class MoleculeSet(_Graphs):
     @cached_property
     def heavy_atoms(self) -> np.ndarray:
         "How many heavy atoms each has, (n,)."
-        return np.array([parse_smiles(s).GetNumHeavyAtoms() for s in self.smiles], dtype=np.float64)
+        return np.array([parse_smiles(s).GetNumHeavyAtoms() for s in self.read], dtype=np.float64)
 
 # %% ../../nbs/models/08_fitted.ipynb #9fb6cbd7
 def batches(
@@ -109,13 +126,11 @@ def _predict_by_network(info: dict, weights: dict[str, Tensor], molecules: Molec
     return unscaled(out.double().numpy(), weights)
 
 # %% ../../nbs/models/08_fitted.ipynb #8a352353
-def _columns(names: list[str]) -> list[int]:
-    "Where descriptors are in this RDKit's list; raises `ValueError` when it lacks one."
-    place = {name: i for i, name in enumerate(DESCRIPTORS)}
-    lost = [name for name in names if name not in place]
+def _require_descriptors(names: list[str]):
+    "Raises `ValueError` when this RDKit lacks one of them."
+    lost = [name for name in names if name not in DESCRIPTORS]
     if lost: raise ValueError(f"it reads the descriptor {lost[0]}, which RDKit {rdBase.rdkitVersion} lacks; "
                               "its run's tag version.rdkit names one that has it")
-    return [place[name] for name in names]
 
 def regressor_info(
     architecture: str,   # of a model on descriptors
@@ -127,15 +142,26 @@ def regressor_info(
 def regressor_input(
     info: dict,               # of `FittedModel`
     molecules: MoleculeSet,   # n molecules
+    used: Sequence[str] | None = None,  # the descriptors that are needed, the others become 0; all when not given
 ) -> np.ndarray:              # (n, n_columns) float64
     "What a model on descriptors reads of molecules."
-    X = np.take(molecules.descriptors, _columns(info['descriptors']), axis=1)
+    names = info['descriptors']
+    if used is None: X = molecules.described(names)
+    else:
+        X = np.zeros((len(molecules), len(names)))
+        X[:, [names.index(name) for name in used]] = molecules.described(used)
     number = info.get('pretrained')
     if number is None: return X
     return np.hstack([X, molecules.learned if number == PRETRAINED else learned_table(molecules.bonds, number)])
 
+# %% ../../nbs/models/08_fitted.ipynb #b171e34f
+def _used(info: dict, weights: dict[str, Tensor]) -> list[str]:
+    "The descriptors that were not constant in training; of a network none."
+    names = info.get('descriptors', [])
+    return [names[i] for i in weights['scale.columns'].tolist() if i < len(names)] if names else []
+
 def _predict_by_regressor(info: dict, weights: dict[str, Tensor], molecules: MoleculeSet):
-    return REGRESSORS[info['architecture']].predict(regressor_input(info, molecules), weights)
+    return REGRESSORS[info['architecture']].predict(regressor_input(info, molecules, _used(info, weights)), weights)
 
 # %% ../../nbs/models/08_fitted.ipynb #3a10a3e0
 def _combine(means: np.ndarray, spreads: np.ndarray, shares: list[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -200,6 +226,12 @@ class _Artefact:
         infos = self.info.get('members', [])
         return [type(self)(info, with_prefix(self.weights, f'{i}/')) for i, info in enumerate(infos)]
 
+    @property
+    def descriptors(self) -> list[str]:
+        "The names of the descriptors that it reads; none where it is a network."
+        parts = [m.descriptors for m in self.members] or [_used(self.info, self.weights)]
+        return list(dict.fromkeys(name for part in parts for name in part))
+
 # %% ../../nbs/models/08_fitted.ipynb #ee60295c
 @dataclass(frozen=True, repr=False)
 class FittedModel(_Artefact):
@@ -240,7 +272,9 @@ class FittedModel(_Artefact):
 
 # %% ../../nbs/models/08_fitted.ipynb #bcfa27f4
 def _predict_by_members(model: FittedModel, molecules: MoleculeSet) -> tuple[np.ndarray, np.ndarray]:
-    means, spreads = map(np.stack, zip(*(m.predict(molecules) for m in model.members)))
+    members = model.members
+    molecules.described(model.descriptors)  # all at once: what they have in common is computed once
+    means, spreads = map(np.stack, zip(*(m.predict(molecules) for m in members)))
     return combined(model.info, means, spreads, molecules.heavy_atoms if 'learned_spread' in model.info else None)
 
 def combined(
@@ -262,7 +296,7 @@ def _check(model: FittedModel):
     elif ARCHITECTURES[name].is_network: model.network().join(_network_weights(model.weights))
     elif not model.weights: raise ValueError('no fitted numbers')
     else:
-        _columns(model.info['descriptors'])
+        _require_descriptors(model.info['descriptors'])
         if 'pretrained' in model.info: load_pretrained(model.info['pretrained'])
 
 # %% ../../nbs/models/08_fitted.ipynb #6ea29f67

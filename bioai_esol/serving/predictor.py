@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rdkit import Chem
 
 from ..chem.columns import of_property, prediction_columns, Property, Reading, recorded
-from ..chem.domain import Domain
-from ..chem.molecules import as_text, standardise, Standardised
+from ..chem.domain import Domain, SIZES
+from ..chem.molecules import as_text, parse_smiles, read_and_standardise, standardise, Standardised
 from ..errors import BioaiError, DataError
 from ..models.fitted import FittedModel, load_model, MoleculeSet
 from ..registry.journal import MODEL, Snapshot, snapshot
@@ -33,12 +34,14 @@ class _Asked:
     "What somebody wrote in the place of a molecule."
     text: object                          # as it was given
     molecule: Standardised | None = None  # what a model sees; None where there is no molecule
+    mol: Chem.Mol | None = None           # the same, as RDKit reads it
     error: str = ''                       # why there is none
 
     @classmethod
     def read(cls, text: object, rule: Reading) -> '_Asked':
-        try: return cls(text, standardise(text, rule))
+        try: mol, molecule = read_and_standardise(text, rule)
         except DataError as e: return cls(text, error=as_text(str(e)))
+        return cls(text, molecule, parse_smiles(molecule.smiles) if molecule.changes else mol)
 
     @property
     def read_as(self) -> str:
@@ -70,17 +73,16 @@ class _Taught:
 # %% ../../nbs/serving/02_predictor.ipynb #767f63c2
 class _Reasons(_Taught):
     "What speaks against an answer."
-    def reasons(self, molecule: Standardised, near: float, spread: float) -> list[str]:
+    def reasons(self, asked: _Asked, sizes: np.ndarray, near: float, spread: float) -> list[str]:
         "Every reason for which a molecule is outside the domain, apart from its value."
-        reasons = self.domain.reasons(molecule.smiles, near, 'largest fragment' in molecule.changes)
+        reasons = self.domain.reasons(asked.mol, sizes, near, 'largest fragment' in asked.molecule.changes)
         if spread > self.spread_limit: reasons.append(f'spread {spread:.2f} is above {self.spread_limit:.2f}')
         return reasons
 
-    def all_reasons(self, molecules: Sequence[Standardised], near: np.ndarray, spread: np.ndarray,
+    def all_reasons(self, asked: Sequence[_Asked], sizes: np.ndarray, near: np.ndarray, spread: np.ndarray,
                     mean: np.ndarray) -> list[list[str]]:
         "The reasons of each molecule; the last, that no value in training is within the interval of its prediction."
-        if not self.domain: return [[] for _ in molecules]
-        reasons = [self.reasons(*row) for row in zip(molecules, near, spread)]
+        reasons = [self.reasons(*row) for row in zip(asked, sizes, near, spread)]
         bound = self.domain.bounded(mean)
         reach = np.nan_to_num(self.half_width(spread, np.zeros(len(mean), dtype=bool)))
         for i in np.flatnonzero(np.abs(mean - bound) > reach):
@@ -93,13 +95,14 @@ _FIGURES = ('predicted', 'low', 'high', 'similarity')
 
 class _Figures(_Reasons):
     "What a trained model says of molecules that can be read."
-    def of(self, molecules: Sequence[Standardised]) -> pd.DataFrame:
+    def of(self, asked: Sequence[_Asked]) -> pd.DataFrame:
         "One row per molecule: `predicted`, `low`, `high`, `similarity`, `domain`, `why`."
-        if not molecules: return pd.DataFrame(columns=[*_FIGURES, 'domain', 'why'], dtype=object)
-        smiles = [molecule.smiles for molecule in molecules]
-        mean, spread = self.model.predict(MoleculeSet(tuple(smiles)))
-        near = self.domain.similarity(smiles) if self.domain else np.full(len(mean), np.nan)
-        reasons = self.all_reasons(molecules, near, spread, mean)
+        if not asked: return pd.DataFrame(columns=[*_FIGURES, 'domain', 'why'], dtype=object)
+        molecules = MoleculeSet(tuple(a.molecule.smiles for a in asked), mols=tuple(a.mol for a in asked))
+        mean, spread = self.model.predict(molecules)
+        near = self.domain.similarity(molecules.read) if self.domain else np.full(len(mean), np.nan)
+        reasons = [[]] * len(mean)
+        if self.domain: reasons = self.all_reasons(asked, molecules.described(SIZES), near, spread, mean)
         outside = np.array([bool(found) for found in reasons])
         half = self.half_width(spread, outside)
         held = self.domain.bounded(mean) if self.domain else mean
@@ -112,7 +115,7 @@ class _Figures(_Reasons):
 def _answered(asked: Sequence[_Asked], figures: _Figures, of: Property) -> pd.DataFrame:
     "One row per question, without the version."
     where = [i for i, a in enumerate(asked) if a.molecule]
-    table = figures.of([asked[i].molecule for i in where]).set_axis(where).reindex(range(len(asked)))
+    table = figures.of([asked[i] for i in where]).set_axis(where).reindex(range(len(asked)))
     table = table.astype({name: float for name in _FIGURES}).rename(columns=dict(predicted=of.column))
     table = table.fillna(dict(domain='', why=''))
     table = table.assign(smiles=[as_text(a.text) for a in asked], unit=of.unit,

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..chem.dataset import Dataset
-from ..chem.domain import carried_range, Domain
+from ..chem.descriptors import descriptor_table
+from ..chem.domain import carried_range, Domain, SIZES
 from ..chem.molecules import fingerprint, similarity
 from ..chem.graphs import merge_atoms, MolecularGraphs
 from ..chem.split import held_out_folds, Split
@@ -86,7 +87,8 @@ class _Placed(_Parts):
         domain = Domain.recorded(self.domain)
         def of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             smiles = [self.dataset.smiles[i] for i in rows]
-            strange = [bool(domain.reasons(s, 1., self._was_cut_out(i))) for s, i in zip(smiles, rows)]
+            each = zip(smiles, descriptor_table(smiles, SIZES), map(self._was_cut_out, rows))
+            strange = [bool(domain.reasons(s, sizes, 1., cut_out)) for s, sizes, cut_out in each]
             return domain.similarity(smiles), np.array(strange, dtype=bool)
         return {part: of(getattr(self.split, part)) for part in ('val', 'test')}
     def _was_cut_out(self, row: int) -> bool:

@@ -1,12 +1,10 @@
 "Many molecules are answered in blocks, with a bar that says how long it will take; the answers are those of one block."
-import functools
 import io
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bioai_esol.chem import descriptors
 from bioai_esol.chem.dataset import load_esol
 from bioai_esol.monitoring import observations
 from bioai_esol.monitoring.observations import _Asked, _bar
@@ -17,17 +15,9 @@ from bioai_esol.training.engine import make_task, train
 EPOCH = dict(hidden_dim=16, lr=1e-2, batch_size=128, dropout=0, weight_decay=0, epochs=1)
 
 
-@pytest.fixture(scope='module')
-def describe_once():
-    "Descriptors take most of the time, and are of one molecule each."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(descriptors, 'describe', functools.cache(descriptors.describe))
-        yield
-
-
 @pytest.mark.parametrize('kind, settings', [('gcn', EPOCH), ('dmpnn', EPOCH), ('ridge', {}), ('gaussian-process', {}),
                                             ('gradient-boosting-pretrained', {})])
-def test_blocks_change_no_answer(kind, settings, describe_once, monkeypatch):
+def test_blocks_change_no_answer(kind, settings, monkeypatch):
     [config] = Grid(architecture=kind, **settings).configs()
     result = train([config], make_task(load_esol(), config))[0]
     asked = _Asked('champion', Predictor(result.model, '1'), frozenset())
