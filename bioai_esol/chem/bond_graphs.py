@@ -16,7 +16,7 @@ from rdkit import Chem
 from torch import Tensor
 
 from ..errors import DataError
-from .molecules import Molecule, parse_smiles
+from .molecules import bonds_of, Molecule, parse_smiles
 from .graphs import (Atoms, concatenated_ranges, normalised, PackedBatch, range_bounds, range_starts,
                                     read_atoms, slice_rows, Sparse, target_tensor)
 
@@ -25,7 +25,8 @@ def read_bonds(
     mols: Sequence[Chem.Mol],  # as RDKit read them
 ) -> Tensor:                   # (n_bonds, 3) int64: type, stereo mark, conjugated?
     "What RDKit says of the bonds of molecules, one molecule behind the other."
-    found = [(int(b.GetBondType()), int(b.GetStereo()), int(b.GetIsConjugated())) for m in mols for b in m.GetBonds()]
+    found = [number for m in mols for b in bonds_of(m)
+             for number in (int(b.GetBondType()), int(b.GetStereo()), int(b.GetIsConjugated()))]
     return torch.tensor(found, dtype=torch.int64).view(-1, 3)
 
 def directed(

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
-from .molecules import Molecule, parse_smiles
+from .molecules import atoms_of, Molecule, parse_smiles
 
 # %% ../../nbs/chem/06_descriptors.ipynb #7efcd0e9
 DESCRIPTORS = tuple(name for name, _ in Descriptors.descList)  # names, in the order of the columns
@@ -36,7 +36,7 @@ def _keep_states(mol: Chem.Mol):
     descriptors that are made of them compute them once; the same numbers as `EStateIndices`, which adds in loops."""
     table = Chem.GetPeriodicTable()
     own = np.zeros(mol.GetNumAtoms())
-    for i, atom in enumerate(mol.GetAtoms()):
+    for i, atom in enumerate(atoms_of(mol)):
         if not atom.GetDegree(): continue
         valence = table.GetNOuterElecs(atom.GetAtomicNum()) - atom.GetTotalNumHs()
         shell = EState.GetPrincipleQuantumNumber(atom.GetAtomicNum())
@@ -60,7 +60,7 @@ def describe(
     "Some of RDKit's 2D descriptors of a molecule; raises `DataError` when it cannot be read."
     mol = parse_smiles(smiles)
     with rdBase.BlockLogs():
-        _keep_states(mol)
+        if any('EState' in name for name in names): _keep_states(mol)
         x = np.array([_value(name, mol) for name in names], dtype=np.float64)
     if 'Ipc' in names:
         ipc = names.index('Ipc')
@@ -106,7 +106,7 @@ def descriptor_table(
     names: Sequence[str] = DESCRIPTORS,   # of the descriptors that are wanted
 ) -> np.ndarray:                          # (n, n_names) float64
     "`describe` for many molecules; raises `DataError` for the first one that cannot be read."
-    return np.stack([describe(s, names) for s in _slowly(smiles)]) if len(smiles) else np.empty((0, len(names)))
+    return np.stack([describe(s, names) for s in smiles]) if len(smiles) else np.empty((0, len(names)))
 
 def kept_descriptors(
     smiles: Sequence[str],                # n molecules
@@ -117,6 +117,6 @@ def kept_descriptors(
     try:
         if file: return load_file(file)['descriptors']
     except (OSError, SafetensorError, KeyError): pass  # not there, or cut short: computed below
-    table = descriptor_table(smiles, names)
+    table = descriptor_table(_slowly(smiles), names)
     _write(file, save(dict(descriptors=table)))
     return table

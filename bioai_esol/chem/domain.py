@@ -7,32 +7,34 @@ __all__ = ['SIZES', 'LOWEST_SOLUBILITY', 'HIGHEST_SOLUBILITY', 'traits', 'novelt
 
 # %% ../../nbs/chem/09_domain.ipynb #99d1382d
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from rdkit import Chem
 
 from .columns import Property
 from .descriptors import descriptor_table
-from .molecules import fingerprint, Molecule, parse_smiles, similarity
+from .molecules import atoms_of, bonds_of, fingerprint, Molecule, parse_smiles, similarity
 
 # %% ../../nbs/chem/09_domain.ipynb #e38f3d74
 _COMMON_BONDS = ('SINGLE', 'DOUBLE', 'TRIPLE', 'AROMATIC')
 
-def _of_atom(atom: Chem.Atom) -> Iterable[str]:
-    symbol = atom.GetSymbol()
-    yield 'an atom that stands for any other' if symbol == '*' else f'the element {symbol}'
-    if atom.GetFormalCharge(): yield f'the charge {atom.GetFormalCharge():+d} on {symbol}'
-    if atom.GetIsotope(): yield 'an isotope'
-    if atom.GetNumRadicalElectrons(): yield 'an unpaired electron'
+@cache
+def _of_atom(symbol: str, charge: int, isotope: int, unpaired: int) -> frozenset[str]:
+    "The traits of a kind of atom."
+    has = {'an atom that stands for any other' if symbol == '*' else f'the element {symbol}'}
+    if charge: has.add(f'the charge {charge:+d} on {symbol}')
+    if isotope: has.add('an isotope')
+    if unpaired: has.add('an unpaired electron')
+    return frozenset(has)
 
-def _of_bond(bond: Chem.Bond) -> str:
-    kind = bond.GetBondType().name
-    if kind not in _COMMON_BONDS: return 'a bond of a rare kind'
-    ends = sorted((bond.GetBeginAtom().GetSymbol(), bond.GetEndAtom().GetSymbol()))
-    return f"the {kind.lower()} bond {'–'.join(ends)}"
+@cache
+def _of_bond(kind: Chem.BondType, begin: str, end: str) -> str:
+    "The trait of a kind of bond between two elements."
+    if kind.name not in _COMMON_BONDS: return 'a bond of a rare kind'
+    return f"the {kind.name.lower()} bond {'–'.join(sorted((begin, end)))}"
 
 # %% ../../nbs/chem/09_domain.ipynb #bb3d1a6a
 def traits(
@@ -40,8 +42,10 @@ def traits(
 ) -> frozenset[str]:    # in words: `the element Si`, `the single bond C–Si`, `a net charge`
     "What kinds of atoms, bonds and charges a molecule has; raises `DataError` when it cannot be read."
     mol = parse_smiles(smiles)
-    has = {trait for atom in mol.GetAtoms() for trait in _of_atom(atom)}
-    has |= {_of_bond(bond) for bond in mol.GetBonds()}
+    kinds = [(a.GetSymbol(), a.GetFormalCharge(), a.GetIsotope(), a.GetNumRadicalElectrons()) for a in atoms_of(mol)]
+    symbols = [symbol for symbol, *_ in kinds]
+    has = {_of_bond(b.GetBondType(), symbols[b.GetBeginAtomIdx()], symbols[b.GetEndAtomIdx()]) for b in bonds_of(mol)}
+    has = has.union(*(_of_atom(*kind) for kind in set(kinds)))
     if len(Chem.GetMolFrags(mol)) > 1: has.add('several fragments')
     if Chem.GetFormalCharge(mol): has.add('a net charge')
     return frozenset(has)

@@ -18,7 +18,7 @@ from rdkit import Chem
 from torch import Tensor
 
 from ..errors import DataError
-from .molecules import Molecule, parse_smiles
+from .molecules import atoms_of, bonds_of, Molecule, parse_smiles
 
 if TYPE_CHECKING: from torch_geometric.data import Data
 
@@ -84,13 +84,13 @@ def read_atoms(
     mols: Sequence[Chem.Mol],  # as RDKit read them
 ) -> Atoms:
     "What RDKit says of atoms, and where their bonds are, in its order."
-    features = [_atom_features(a) for mol in mols for a in mol.GetAtoms()]
-    ends = [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for mol in mols for b in mol.GetBonds()]
+    features = [number for mol in mols for a in atoms_of(mol) for number in _atom_features(a)]
+    ends = [atom for mol in mols for b in bonds_of(mol) for atom in (b.GetBeginAtomIdx(), b.GetEndAtomIdx())]
     n_atoms = torch.tensor([mol.GetNumAtoms() for mol in mols])
     n_bonds = torch.tensor([mol.GetNumBonds() for mol in mols])
     within = torch.tensor(ends, dtype=torch.int64).view(-1, 2).T  # (2, 0) for methane
     first = torch.repeat_interleave(range_starts(n_atoms), n_bonds)
-    return Atoms(torch.tensor(features), within + first, n_atoms, n_bonds)
+    return Atoms(torch.tensor(features).view(-1, N_FEATURES), within + first, n_atoms, n_bonds)
 
 # %% ../../nbs/chem/07_graphs.ipynb #4626351e
 @dataclass(frozen=True)

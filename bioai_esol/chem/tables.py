@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -190,6 +190,7 @@ class _Rows:
     rows: Callable[[], Iterable[tuple[int, list[str]]]]   # all of them, place and fields; the first is the header
     how: str                                              # in words: kind, separator, encoding
     place: str = 'line'                                   # what the numbers count
+    records: Callable[[], Iterable[str]] | None = None    # of an SDF: each as it stands, without the line that ends it
 
 _CONTROL = re.compile('[\x00-\x08\x0e-\x1a\x1c-\x1f]')  # no keyboard writes them
 
@@ -234,9 +235,19 @@ def _sdf_rows(stored: _Stored, names: list[str]) -> _Fields:
 
 def _property(m: Chem.Mol, name: str) -> str: return m.GetProp(name) if m.HasProp(name) else ''
 
+def _sdf_records(stored: _Stored) -> Iterator[str]:
+    with stored.file.open(encoding='utf-8', errors='surrogateescape') as f:  # whatever the bytes are, they come back
+        record = []
+        for line in f:
+            if line.rstrip() != '$$$$': record.append(line)
+            else:
+                yield ''.join(record)
+                record = []
+        if any(map(str.strip, record)): yield ''.join(record)
+
 def _read_sdf(stored: _Stored, separator: str | None, encoding: str | None) -> _Rows:
     names = _sdf_names(stored)
-    return _Rows(lambda: _sdf_rows(stored, names), 'SDF', 'record')
+    return _Rows(lambda: _sdf_rows(stored, names), 'SDF', 'record', lambda: _sdf_records(stored))
 
 # %% ../../nbs/chem/02_tables.ipynb #d43678bb
 def _as_text(value) -> str:
@@ -319,8 +330,7 @@ class Table(_Read):
 
 # %% ../../nbs/chem/02_tables.ipynb #46eeafeb
 @dataclass(frozen=True, repr=False)
-class TableFile(_Read):
-    "A table in a file: which rows fit is known; what they hold is read piece by piece."
+class _Unread(_Read):
     header: tuple[str, ...]   # of all columns, those without a name as well
     n_rows: int               # that fit
     first: int                # place of the header
@@ -331,21 +341,39 @@ class TableFile(_Read):
         "The columns that have a name."
         return [c for c in self.header if c]
 
-    def _frame(self, rows: list[tuple[int, list[str]]]) -> pd.DataFrame:
+    def __repr__(self) -> str: return self.said(self.n_rows, self.columns)
+
+    def frame(self,
+              rows: Sequence[tuple[int, list[str]]],  # places and fields
+    ) -> pd.DataFrame:
+        "Rows as columns of text, indexed by their places."
         index = pd.Index([n for n, _ in rows], dtype='int64', name=self.place)
         return pd.DataFrame({column: pd.array([fields[i] for _, fields in rows], dtype='str')
                              for i, column in enumerate(self.header) if column}, index=index)
+
+# %% ../../nbs/chem/02_tables.ipynb #a3322b38
+class TableFile(_Unread):
+    "A table in a file: which rows fit is known; what they hold is read piece by piece."
+    @property
+    def _fitting(self) -> _Fields:
+        return ((n, fields) for n, fields in self.source.rows()
+                if n > self.first and n not in self.misfits and _is_filled(fields))
 
     def pieces(self,
                size: int,  # rows of a piece, at most
     ) -> Iterator[pd.DataFrame]:
         "The rows that fit as columns of text, indexed by their places; one piece without rows where there are none."
-        fitting = ((n, fields) for n, fields in self.source.rows()
-                   if n > self.first and n not in self.misfits and _is_filled(fields))
-        yield self._frame(list(islice(fitting, size)))
-        while rows := list(islice(fitting, size)): yield self._frame(rows)
+        fitting = self._fitting
+        yield self.frame(list(islice(fitting, size)))
+        while rows := list(islice(fitting, size)): yield self.frame(rows)
 
-    def __repr__(self) -> str: return self.said(self.n_rows, self.columns)
+    @property
+    def records(self) -> Iterator[str] | None:
+        "Of an SDF the record of each row that fits, as it stands in the file; None for other kinds of files."
+        if self.source.records is None: return None
+        places = (n for n, _ in self._fitting)
+        numbered = enumerate(self.source.records(), 1)
+        return (next(record for number, record in numbered if number == n) for n in places)
 
 # %% ../../nbs/chem/02_tables.ipynb #6079cf62
 def _is_filled(fields: list[str]) -> bool: return any(f.strip() for f in fields)

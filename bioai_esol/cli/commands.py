@@ -344,40 +344,30 @@ def _write_csv(table, path: str):
         raise DataError(f"cannot write {path}: {e.strerror or e}") from None
 
 # %% ../../nbs/cli/02_commands.ipynb #1644ef9e
-def _read_molecules(args) -> 'Table':  # noqa: F821
-    "The table of `--input`; raises `DataError` for rows that do not fit its header."
-    from bioai_esol.chem.dataset import listed
-    from bioai_esol.chem.tables import read_table
-    from bioai_esol.errors import DataError
-    table = read_table(args.input, args.separator, args.encoding)
-    misfits = [f'{table.where(n)}: {why}' for n, why in table.misfits.items()]
-    if misfits and not args.skip_bad_rows:
-        raise DataError(f"{_plural(len(misfits), 'row')} of {args.input} cannot be used "
-                        f"(skip_bad_rows=True leaves them out):{listed(misfits)}")
-    if table.frame.empty: raise DataError(f"no molecules in {args.input}{listed(misfits)}")
-    blank = [_plural(table.blank, 'blank row')] if table.blank else []
-    left_out = [*blank, *([f"{_plural(len(misfits), 'row')}:{listed(misfits)}"] if misfits else [])]
-    print(f"{args.input}: {table.how}{'; left out: ' if left_out else ''}{', '.join(left_out)}", file=sys.stderr)
-    return table
+def _predict_table(args, file, champion, log) -> int:
+    "A table into a file, piece by piece, whatever its size."
+    def each(row, answers):
+        if args.explain: _explain(champion, answers, args.explain, row)
+        if log: log.note(answers)
+    def tell(line): print(line, file=sys.stderr, flush=True)
+    found = champion.predict_table(file, args.output, reading=_reading(args), each=each, tell=tell)
+    if args.explain: print(_drawn(found.rows - found.failed, found.rows, args.explain))
+    print(found)
+    return 2 if found.failed == found.rows else 0
 
 # %% ../../nbs/cli/02_commands.ipynb #e63c2231
-def _asked(args, table, champion) -> tuple['pd.DataFrame', str]:  # noqa: F821
-    "The molecules to be predicted with all their columns, and the header of the SMILES."
+def _answered(args, file, champion) -> tuple['pd.DataFrame', 'pd.DataFrame', dict]:  # noqa: F821
+    "The molecules with all their columns, what is predicted, and under which names it stands beside them."
     import pandas as pd
-    from bioai_esol.chem.molecules import as_text
-    if table is None: return pd.DataFrame(dict(smiles=list(map(as_text, args.smiles)))), 'smiles'
-    from bioai_esol.chem.columns import choose_columns
-    reading, header = _reading(args), champion.model.info.get('reading', {}).get('smiles_column')
-    if reading.smiles_column is None and header in table.frame: reading = type(reading)(smiles_column=header)
-    return table.frame.reset_index(drop=True), choose_columns(table, reading, with_target=False).smiles
-
-def _beside(table, predictions, smiles: str) -> 'pd.DataFrame':  # noqa: F821
-    "The user's table, untouched, and the predictions under names that it leaves free."
-    def free(name): return name if name not in table else free(f'predicted_{name}')
-    new = {free(c): predictions[c].values for c in predictions.columns if c != 'smiles'}
-    taken = [c for c in predictions.columns if c in table and c != 'smiles']
-    if taken: print(f"{', '.join(taken)}: kept as they are; predictions are in predicted_…", file=sys.stderr)
-    return table.assign(**new)
+    if not file:
+        predictions = champion.predict(args.smiles)
+        return predictions[['smiles']], predictions, {c: c for c in predictions.columns if c != 'smiles'}
+    from bioai_esol.serving.predictor import answers_to, asked_table, how_asked, PIECE
+    asked = asked_table(file, _reading(args), champion)
+    for line in how_asked(asked): print(line, file=sys.stderr)
+    pieces = answers_to(champion, asked, enumerate(asked.file.pieces(PIECE)), asked.file.n_rows)
+    tables, answers = map(list, zip(*((piece, answer) for _, piece, answer in pieces)))
+    return pd.concat(tables, ignore_index=True), pd.concat(answers, ignore_index=True), asked.names
 
 # %% ../../nbs/cli/02_commands.ipynb #c604567d
 def _request_log(args) -> 'RequestLog | None':  # noqa: F821
@@ -393,19 +383,21 @@ _WORDS = ['why', 'read_as', 'trusted', 'error']  # columns of words, which a ter
 def _predict(args) -> int:
     if bool(args.smiles) == bool(args.input):
         args.usage('give molecules as arguments or a table with --input, one of the two')
-    asked = _read_molecules(args) if args.input else None
     log = _request_log(args)
-    from bioai_esol.serving.predictor import load_champion
+    from bioai_esol.serving.predictor import load_champion, open_library
+    file = open_library(args.input, _reading(args), args.skip_bad_rows) if args.input else None
     champion = load_champion(tracking_uri=args.tracking_uri)
     if champion.distrusted:
         print(f"version {champion.version} is not trusted: {champion.distrusted}", file=sys.stderr)
-    table, smiles = _asked(args, asked, champion)
-    predictions = champion.predict(table[smiles].tolist())
-    document = args.json or args.output
-    out = _beside(table, predictions if document else predictions.drop(columns=_WORDS), smiles)
+    if file and args.output and not args.json: return _predict_table(args, file, champion, log)
+    table, predictions, names = _answered(args, file, champion)
+    hidden = [] if args.json or args.output else _WORDS
+    out = table.assign(**{new: predictions[old] for old, new in names.items() if old not in hidden})
     failed = predictions.error != ''
     if args.output: _write_csv(out, args.output)
-    if args.explain: print(_explain(champion, predictions, args.explain), file=sys.stderr if args.json else sys.stdout)
+    if args.explain:
+        drawings = _explain(champion, predictions, args.explain)
+        print(_drawn(drawings, len(out), args.explain), file=sys.stderr if args.json else sys.stdout)
     if args.json: print(_json(out.to_dict('records')))
     elif args.output: print(f"{_plural(len(out), 'molecule')}, {failed.sum()} with an error, written to {args.output}")
     else: print(_prediction_text(out, predictions, champion.property.column))
@@ -431,16 +423,19 @@ def _remark(p) -> str:
     return text and f'{p.smiles}: {text}'
 
 # %% ../../nbs/cli/02_commands.ipynb #347299ff
-def _explain(champion, predictions, folder: str) -> str:
-    "Draw what each atom contributes; says how many drawings were written."
+def _explain(champion, predictions, folder: str, first: int = 0) -> int:
+    "Draw what each atom contributes, under the number of its row, counted from `first`; how many were written."
     from pathlib import Path
     from bioai_esol.errors import DataError
     readable = predictions[predictions.error == ''].smiles
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for row, smiles in readable.items(): champion.explain(smiles).save(Path(folder) / f'{row}.svg')
+        for row, smiles in readable.items(): champion.explain(smiles).save(Path(folder) / f'{first + row}.svg')
     except OSError as e: raise DataError(f"cannot write {e.filename or folder}: {e.strerror or e}") from None
-    return f"{_plural(len(readable), 'drawing')} of {_plural(len(predictions), 'molecule')} written to {folder}"
+    return len(readable)
+
+def _drawn(drawings: int, molecules: int, folder: str) -> str:
+    return f"{_plural(drawings, 'drawing')} of {_plural(molecules, 'molecule')} written to {folder}"
 
 # %% ../../nbs/cli/02_commands.ipynb #b1ea4de3
 def _follow(args) -> int:

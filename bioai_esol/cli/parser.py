@@ -306,10 +306,16 @@ def _advice_command(command: Command):
 def _question_commands(command: Command):
     p = command('predict', 'predict with the champion',
                 'logS is log10 of the solubility in mol/L; a champion of another property predicts that.\n'
-                'A molecule that cannot be read gets its own error; the rest are predicted.')
+                'A molecule that cannot be read gets its own error; the rest are predicted.\n\n'
+                'With --input and --output a table may have millions of rows: all cores work, a piece of it is in '
+                'memory at a\ntime, and what is predicted is kept in OUTPUT.parts until all of it is there. '
+                'Interrupted, the same command goes on.')
     p.add_argument('smiles', nargs='*', metavar='SMILES', help='molecules')
-    p.add_argument('--input', metavar='FILE', help='a table of molecules: CSV, TSV, .smi, SDF, Excel, Parquet')
-    p.add_argument('--output', metavar='CSV', help='write the table with the predictions here')
+    p.add_argument('--input', metavar='FILE',
+                   help='a table of molecules: CSV, TSV, .smi, SDF, Excel, Parquet; with .gz behind it, compressed')
+    p.add_argument('--output', metavar='FILE',
+                   help='write the table with the predictions here; the end of the name says how: .csv, .tsv, .smi, '
+                        '.sdf, these with .gz, .parquet')
     _reading_options(p, measured=False)
     p.add_argument('--explain', metavar='FOLDER',
                    help='draw each molecule with its atoms coloured by what they contribute, one SVG per molecule, '
