@@ -6,26 +6,25 @@
 __all__ = ['ASKED_ALIASES', 'KIND', 'Observations', 'merge_observations', 'load_observations', 'Observed', 'series_of', 'observe']
 
 # %% ../../nbs/monitoring/01_observations.ipynb #17b97396
-import hashlib, html, sys, tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib, html, tempfile
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..chem.columns import Reading, recorded
 from ..chem.dataset import Dataset, dataset_in
-from ..chem.molecules import AS_WRITTEN, canonical_smiles, standardise
+from ..chem.molecules import AS_WRITTEN, canonical_smiles
 from ..chem.split import series
 from ..chem.tables import read_table, Table, table_of
 from ..errors import BioaiError, DataError, StoreError
-from ..models.fitted import PREDICTION_BATCH_SIZE
 from ..registry.journal import current_user, settled, Snapshot, utc_text
 from ..registry.versions import former_champion, run_of
+from ..serving.batch import progress
 from ..serving.comparison import training_molecules
-from ..serving.predictor import load_registered, Predictor
+from ..serving.predictor import in_pieces, load_registered, Predictor
 from ..store.client import connect, Store, store_lock
 from ..store.outbox import now_ms, Record, write_record
 from ..store.runs import fetch_artifacts, search, whole_tag
@@ -66,26 +65,6 @@ def _measured(data: str | Path | pd.DataFrame | Dataset, champion: Predictor, sk
     frame = frame.groupby('molecule', sort=False, as_index=False).agg(what)
     return _Measured(frame, Path(data.source).name if data.source else data.name, data.how, data.skipped)
 
-# %% ../../nbs/monitoring/01_observations.ipynb #0b5e0b02
-def _readable(smiles: str, rule: Reading) -> bool:
-    "Does a model see this molecule at all?"
-    try: standardise(smiles, rule)
-    except DataError: return False
-    return True
-
-def _blocks(smiles: Sequence[str], predictor: Predictor) -> Iterator[list[str]]:
-    "Molecules in blocks of whole batches of a model, of which the last may be larger; one block when they are few."
-    rule = recorded(predictor.model.info.get('reading', {}))
-    seen = [i for i, s in enumerate(smiles) if _readable(s, rule)]
-    starts = seen[::PREDICTION_BATCH_SIZE][1:max(len(seen) // PREDICTION_BATCH_SIZE, 1)]
-    for start, end in zip([0, *starts], [*starts, len(smiles)]): yield list(smiles[start:end])
-
-def _bar(total: int) -> tqdm:
-    "A progress bar with the time left, where somebody sees it and it takes a while."
-    is_watched = 'ipykernel' in sys.modules or sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(total=total, desc='observing', unit=' answers', leave=False, dynamic_ncols=True,
-                disable=total < 2 * PREDICTION_BATCH_SIZE or not is_watched)
-
 # %% ../../nbs/monitoring/01_observations.ipynb #a27fcec7
 ASKED_ALIASES = ('challenger', 'shadow')
 
@@ -102,13 +81,12 @@ class _Asked:
         scale = info.get('summary', {}).get('best_val_rmse')
         n, rank = info.get('promise', (len(info.get('scores', [])), None))  # the plain rank in a model from before
         return dict(version=self.predictor.version, role=self.role, calibration=n, rank=rank, scale=scale)
-
     def answers(self, molecules: pd.DataFrame, tell: Callable[[int], object] = lambda answered: None) -> pd.DataFrame:
-        "One row per molecule; `tell` hears how many are answered now, block by block."
+        "One row per molecule; `tell` hears how many are answered now, piece by piece."
         parts = []
-        for block in _blocks(molecules.smiles.tolist(), self.predictor):
-            parts.append(self.predictor.predict(block))
-            tell(len(block))
+        for part in self.predictor.answer_pieces(in_pieces(molecules.smiles.tolist()), len(molecules)):
+            parts.append(part)
+            tell(len(part))
         said = pd.concat(parts, ignore_index=True)
         known = molecules.molecule.isin(self.taught).to_numpy()
         return pd.DataFrame(dict(
@@ -283,7 +261,7 @@ def _keep(store: Store, measured: _Measured, asked: Sequence[_Asked], life: str)
     with store_lock(store, KIND):
         before = load_observations(store)
         news = _news(measured.frame, before.molecules.set_index('molecule').measured)
-        with _bar(len(asked) * len(news.new)) as bar:
+        with progress(len(asked) * len(news.new), 'observing', ' answers') as bar:
             answers = pd.concat([a.answers(news.new, bar.update) for a in asked], ignore_index=True)
         if len(news.new) or len(news.changed):
             new = news.new.assign(series=series_of(news.new.molecule.tolist(), before.sequence + 1))
