@@ -7,12 +7,10 @@ __all__ = ['Answer', 'RECORD', 'answer_on_cores', 'progress', 'Form', 'form_of',
 
 # %% ../../nbs/serving/06_batch.ipynb #793f7d58
 import gzip, io, json, multiprocessing as mp, os, shutil, signal, sys, tempfile, threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,30 +23,71 @@ from tqdm.auto import tqdm
 from ..chem.census import cores
 from ..errors import BioaiError, DataError
 from ..models.kaxis import one_thread
-from ..training.worker import die_with_parent
+from ..training.worker import die_with_parent, in_one_line
 
 # %% ../../nbs/serving/06_batch.ipynb #e33abac2
 Answer = Callable[[Any], Any]  # a piece → its answer
-_answer: list[Answer] = []     # of this process, where it is one that answers
 
-def _begin(load: Callable[..., Answer], arguments: tuple):
-    "In a process that answers."
+def _answer_from_pipe(pipe: Connection, load: Callable[..., Answer], arguments: tuple):
+    "The main function of a process that answers: numbered pieces in, number, answer and error out."
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks ends it
     threading.Thread(target=die_with_parent, daemon=True).start()
-    _answer.append(load(*arguments))
-
-def _answered(piece: Any) -> Any:
-    with one_thread(): return _answer[0](piece)
-
-def _in_turn(asked: Iterable[Future], ahead: int) -> Iterator[Any]:
-    "Answers in the order of the questions, of which only a few are asked ahead."
-    waiting = deque()
-    for future in asked:
-        waiting.append(future)
-        if len(waiting) > ahead: yield waiting.popleft().result()
-    while waiting: yield waiting.popleft().result()
+    number = None
+    try:
+        with one_thread():
+            answer = load(*arguments)
+            while True:
+                number, piece = pipe.recv()
+                pipe.send((number, answer(piece), ''))
+    except Exception as e:  # noqa: BLE001 -- whatever it is, the process that asks says it
+        pipe.send((number, None, in_one_line(e)))
 
 # %% ../../nbs/serving/06_batch.ipynb #d5a382d8
+class _Process:
+    "A process that answers one piece at a time."
+    def __init__(self, load: Callable[..., Answer], arguments: tuple):
+        context = mp.get_context('spawn')
+        self.pipe, theirs = context.Pipe()
+        self.is_busy = False
+        self.process = context.Process(target=_answer_from_pipe, args=(theirs, load, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, numbered: tuple[int, Any]):
+        self.pipe.send(numbered)
+        self.is_busy = True
+
+    def answer(self) -> tuple[int, Any]:
+        "The number of a piece, and the answer; raises `BioaiError` where there is none."
+        try: number, answer, error = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            raise BioaiError('a process that predicts was ended from outside; most often memory was short') from None
+        if error: raise BioaiError(f'a process that predicts has failed: {error}')
+        self.is_busy = False
+        return number, answer
+
+# %% ../../nbs/serving/06_batch.ipynb #4f61640e
+def _in_turn(processes: list[_Process], pieces: Iterator[Any]) -> Iterator[Any]:
+    "The answers in the order of the pieces; nobody is further ahead than two pieces per process."
+    early = {}       # answers that came before their turn
+    turn = asked = 0
+    is_over = False
+    while True:
+        for p in processes:
+            if p.is_busy or is_over or asked >= turn + 3 * len(processes): continue
+            piece = next(pieces, None)
+            if piece is None: is_over = True
+            else:
+                p.ask((asked, piece))
+                asked += 1
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
+        busy = {p.pipe: p for p in processes if p.is_busy}
+        if busy: early |= dict(busy[pipe].answer() for pipe in wait(list(busy)))
+        elif is_over: return
+
+# %% ../../nbs/serving/06_batch.ipynb #09e0ee3b
 def answer_on_cores(
     load: Callable[..., Answer],   # called once in each process; a function of a module, so that it can be found there
     arguments: tuple,              # for `load`
@@ -56,12 +95,13 @@ def answer_on_cores(
     workers: int | None = None,    # processes; one per core when not given
 ) -> Iterator[Any]:                # the answers, in the order of the pieces
     "Answer pieces in processes of their own; raises `BioaiError` when one of them ends before its time."
-    workers = workers or cores()
-    pool = ProcessPoolExecutor(workers, mp.get_context('spawn'), _begin, (load, arguments))
-    try: yield from _in_turn((pool.submit(_answered, piece) for piece in pieces), 2 * workers)
-    except BrokenProcessPool:
-        raise BioaiError('a process that predicts was ended from outside; most often memory was short') from None
-    finally: pool.shutdown(cancel_futures=True)
+    processes = []
+    try:
+        for _ in range(workers or cores()): processes.append(_Process(load, arguments))
+        yield from _in_turn(processes, iter(pieces))
+    finally:
+        for p in processes: p.process.kill()
+        for p in processes: p.process.join()
 
 # %% ../../nbs/serving/06_batch.ipynb #2454c006
 def progress(
