@@ -24,7 +24,7 @@ from safetensors.torch import save
 # %% ../../nbs/serving/02_predictor.ipynb #bac3d54d
 from ..chem.columns import choose_columns, of_property, prediction_columns, Property, Reading, recorded
 from ..chem.dataset import listed
-from ..chem.domain import Domain, SIZES
+from ..chem.domain import Domain, SIZES, told_apart
 from ..chem.molecules import as_text, parse_smiles, read_and_standardise, standardise, Standardised
 from ..chem.tables import open_table, Table, TableFile
 from ..errors import BioaiError, DataError
@@ -87,18 +87,22 @@ class _Reasons(_Taught):
     def reasons(self, asked: _Asked, sizes: np.ndarray, near: float, spread: float) -> list[str]:
         "Every reason for which a molecule is outside the domain, apart from its value."
         reasons = self.domain.reasons(asked.mol, sizes, near, 'largest fragment' in asked.molecule.changes)
-        if spread > self.spread_limit: reasons.append(f'spread {spread:.2f} is above {self.spread_limit:.2f}')
+        if spread > self.spread_limit:
+            reasons.append('spread {} is above {}'.format(*told_apart(spread, self.spread_limit)))
         return reasons
 
     def all_reasons(self, asked: Sequence[_Asked], sizes: np.ndarray, near: np.ndarray, spread: np.ndarray,
                     mean: np.ndarray) -> list[list[str]]:
-        "The reasons of each molecule; the last, that no value in training is within the interval of its prediction."
+        """The reasons of each molecule; the last, that no value in training carries what the model says. That alone
+        makes it an outsider where its interval holds none that they carry."""
         reasons = [self.reasons(*row) for row in zip(asked, sizes, near, spread)]
         bound = self.domain.bounded(mean)
         reach = np.nan_to_num(self.half_width(spread, np.zeros(len(mean), dtype=bool)))
-        for i in np.flatnonzero(np.abs(mean - bound) > reach):
-            side = 'at least' if mean[i] < bound[i] else 'at most'
-            reasons[i].append(f'the model says {mean[i]:.2f}, and values in training were {side} {bound[i]:.2f}')
+        for i in np.flatnonzero(mean != bound):
+            if not reasons[i] and abs(mean[i] - bound[i]) <= reach[i]: continue
+            said, carried = told_apart(mean[i], bound[i])
+            side = 'below' if mean[i] < bound[i] else 'above'
+            reasons[i].append(f'the model says {said}, and values in training carry nothing {side} {carried}')
         return reasons
 
 # %% ../../nbs/serving/02_predictor.ipynb #af9d073e
@@ -329,7 +333,34 @@ class _Library(_Answering):
                       each: Each | None = None,     # what else is to be done with the answers
                       tell: Callable[[str], object] = print,  # is told how the table was read, and what goes on
     ) -> PredictedTable:
-        "Predict every molecule of a table, and write the table with the predictions."
+        """Predict every molecule of a table, and write the table with the predictions.
+
+        All columns and rows come back in their order, with the columns of `predict` behind them; where a name is taken,
+        with `predicted_` in front. A thousand rows or so are in memory at a time, all cores work, and a bar shows the
+        time left. What is predicted is kept in `OUTPUT.parts`: interrupted, the same call goes on.
+
+        Parameters
+        ----------
+        path : str or Path
+            A table with a column of SMILES: .csv, .tsv, .smi, .sdf, .parquet or .xlsx; of text also .gz.
+        output : str or Path
+            The file that is written, in any of these forms apart from .xlsx.
+
+        Returns
+        -------
+        PredictedTable
+            `rows`, `failed`, `output`, `version`.
+
+        Raises
+        ------
+        DataError
+            The table cannot be read or has no molecules, or the file cannot be written; before anything is predicted.
+
+        Examples
+        --------
+        >>> import bioai_esol as esol
+        >>> esol.load_champion().predict_table('library.csv', 'predicted.csv')
+        """
         file = open_library(path, reading, skip_bad_rows)
         return _predict_table(self, file, Path(output), reading, each, tell)
 
