@@ -4,7 +4,7 @@ import signal
 import subprocess
 
 import pytest
-from helpers import PROGRAM, SMALL, fresh, sweep_here, uri_of
+from helpers import PROGRAM, SMALL, copied, fresh, sweep_here, uri_of
 
 pytest_plugins = ['browser']  # `page` and `new_page`
 for _name in ('MLFLOW_TRACKING_URI', 'MPLBACKEND'):  # of whoever runs the tests: no store from outside, no window
@@ -79,6 +79,17 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         quick.install(patch.setattr)
         yield
+
+
+@pytest.fixture(scope='module')
+def with_champion(template, quick, tmp_path_factory):
+    "A working directory with one champion, a network of one epoch."
+    from quick import EASY
+
+    from bioai_esol.registry.promotion import promote
+    folder = tmp_path_factory.mktemp('champion')
+    assert promote('a', EASY, tracking_uri=copied(template, folder)).champion == '1'
+    return folder
 
 
 @pytest.fixture

@@ -11,25 +11,15 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import PROGRAM, copied, uri_of, wait_until
+from helpers import PROGRAM, uri_of, wait_until
 from rdkit import Chem
 
 from bioai_esol.chem.dataset import load_esol
-from bioai_esol.registry.promotion import promote
 from bioai_esol.serving import predictor
 from bioai_esol.serving.predictor import CORES_FROM, PIECE, load_champion
-from quick import EASY
 
 HOSTILE = ['', 'nan', 'C1CC', '[Na+].[Cl-]', 'CCO |$_AV:1$|', 'CC>>CO', 'C' * 300, '*', '[H][H]', 'C#', '((((', '[999C]', 'c1ccc',
            '\u202eCCO', 'é', '-1.5', '=HYPERLINK("x")', 'CC\tO', 'N' * 201, 'O=C(O' * 50]
-
-
-@pytest.fixture(scope='module')
-def with_champion(template, quick, tmp_path_factory):
-    "A working directory with one champion, a network of one epoch."
-    folder = tmp_path_factory.mktemp('library')
-    assert promote('a', EASY, tracking_uri=copied(template, folder)).champion == '1'
-    return folder
 
 
 @pytest.fixture(scope='module')

@@ -26,14 +26,6 @@ ASKED = ['CCO', 'c1ccccc1', 'C1CC', 'C']
 NO_PICKLE = dict(MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
 
 
-@pytest.fixture(scope='module')
-def with_champion(template, quick, tmp_path_factory):
-    "A working directory with one champion."
-    folder = tmp_path_factory.mktemp('served')
-    assert promote('a', EASY, tracking_uri=copied(template, folder)).champion == '1'
-    return folder
-
-
 @pytest.fixture
 def uri(with_champion): return uri_of(with_champion)
 
