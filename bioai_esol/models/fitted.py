@@ -26,7 +26,7 @@ from ..chem.graphs import Batch, cut_graphs, MolecularGraphs, N_FEATURES, pack_g
 from ..chem.molecules import Molecule, parse_smiles
 from ..errors import DataError
 from .architectures import ARCHITECTURES, make_network
-from .kaxis import Network, predict_batch
+from .kaxis import filled_rows, Network, predict_batch
 from .pretrained import learned_table, load_pretrained, PRETRAINED, with_prefix
 from .regressors import REGRESSORS
 from ..stats.conformal import learned_spread
@@ -121,8 +121,8 @@ def _predict_by_network(info: dict, weights: dict[str, Tensor], molecules: Molec
     net = _network(info)
     theta = net.join(_network_weights(weights))[None]
     cut = batches(molecules, info['architecture'], info.get('vocabulary'))
-    parts = cut(torch.arange(len(molecules)), PREDICTION_BATCH_SIZE)
-    out = torch.cat([predict_batch(net, theta, batch)[0] for batch in parts])
+    parts = cut(filled_rows(len(molecules), PREDICTION_BATCH_SIZE), PREDICTION_BATCH_SIZE)
+    out = torch.cat([predict_batch(net, theta, batch)[0] for batch in parts])[:len(molecules)]
     return unscaled(out.double().numpy(), weights)
 
 # %% ../../nbs/models/08_fitted.ipynb #8a352353
@@ -160,8 +160,9 @@ def _used(info: dict, weights: dict[str, Tensor]) -> list[str]:
     names = info.get('descriptors', [])
     return [names[i] for i in weights['scale.columns'].tolist() if i < len(names)] if names else []
 
-def _predict_by_regressor(info: dict, weights: dict[str, Tensor], molecules: MoleculeSet):
-    return REGRESSORS[info['architecture']].predict(regressor_input(info, molecules, _used(info, weights)), weights)
+def _predict_by_regressor(model: 'FittedModel', molecules: MoleculeSet):
+    X = regressor_input(model.info, molecules, model.descriptors)
+    return REGRESSORS[model.architecture].predict(X, model.ready)
 
 # %% ../../nbs/models/08_fitted.ipynb #3a10a3e0
 def _combine(means: np.ndarray, spreads: np.ndarray, shares: list[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -220,13 +221,18 @@ class _Artefact:
         "A name of `ARCHITECTURES`, or `ensemble`."
         return self.info['architecture']
 
-    @property
+    @cached_property
     def members(self) -> list['FittedModel']:
         "The models of an ensemble; empty for any other model."
         infos = self.info.get('members', [])
         return [type(self)(info, with_prefix(self.weights, f'{i}/')) for i, info in enumerate(infos)]
 
-    @property
+    @cached_property
+    def ready(self) -> dict[str, np.ndarray]:
+        "The numbers of a model on descriptors, as its predictions need them."
+        return REGRESSORS[self.architecture].ready(self.weights)
+
+    @cached_property
     def descriptors(self) -> list[str]:
         "The names of the descriptors that it reads; none where it is a network."
         parts = [m.descriptors for m in self.members] or [_used(self.info, self.weights)]
@@ -267,14 +273,13 @@ class FittedModel(_Artefact):
         constant = np.full(len(molecules), self.info.get('spread', np.nan))
         if ARCHITECTURES[self.architecture].is_network:
             return _predict_by_network(self.info, self.weights, molecules), constant
-        mean, spread = _predict_by_regressor(self.info, self.weights, molecules)
+        mean, spread = _predict_by_regressor(self, molecules)
         return mean, constant if spread is None else spread
 
 # %% ../../nbs/models/08_fitted.ipynb #bcfa27f4
 def _predict_by_members(model: FittedModel, molecules: MoleculeSet) -> tuple[np.ndarray, np.ndarray]:
-    members = model.members
     molecules.described(model.descriptors)  # all at once: what they have in common is computed once
-    means, spreads = map(np.stack, zip(*(m.predict(molecules) for m in members)))
+    means, spreads = map(np.stack, zip(*(m.predict(molecules) for m in model.members)))
     return combined(model.info, means, spreads, molecules.heavy_atoms if 'learned_spread' in model.info else None)
 
 def combined(

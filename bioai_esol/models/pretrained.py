@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..chem.bond_graphs import BondGraphs, cut_bonds, Vocabulary
 from .dmpnn import DMPNN
-from .kaxis import hidden_layer
+from .kaxis import filled_rows, hidden_layer
 
 # %% ../../nbs/models/05_pretrained.ipynb #ac8f9954
 def with_prefix(
@@ -93,9 +93,9 @@ def learned_table(
     "What the pretrained networks make of molecules: their answers in the units of the tasks, and their hidden layers."
     taught = load_pretrained(number)
     params = {name: torch.stack([each[name] for each in taught.weights]) for name in taught.weights[0]}
-    cut = cut_bonds(bonds.encoded(taught.vocabulary), torch.arange(len(bonds)), LEARNED_BATCH_SIZE)
+    cut = cut_bonds(bonds.encoded(taught.vocabulary), filled_rows(len(bonds), LEARNED_BATCH_SIZE), LEARNED_BATCH_SIZE)
     parts = [hidden_layer(taught.network.pooled(params, batch), params) for batch in cut]
     hidden = torch.cat(parts, dim=1)                                                       # (n_networks, n, d)
     said = torch.baddbmm(params['tasks.bias'][:, None], hidden, params['tasks.weight'])    # (n_networks, n, n_tasks)
     answers = said.mean(0).double().numpy() * taught.sd + taught.mean
-    return np.hstack([answers, *hidden.double().numpy()])
+    return np.hstack([answers, *hidden.double().numpy()])[:len(bonds)]

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Arrays', 'MIN_COLUMN_SD', 'MAX_DEVIATIONS', 'RIDGE_PENALTY', 'BOOSTING', 'BOOSTING_COLUMNS', 'BOOSTING_MAX_MOLECULES',
            'HISTOGRAMS', 'GP_MAX_MOLECULES', 'GP_MAX_EXACT', 'GP_FIRST_AMPLITUDE', 'GP_FIRST_LENGTH', 'GP_FIRST_NOISE',
-           'GP_MIN_VARIANCE', 'REGRESSORS', 'fit_scale', 'scaled', 'unlogged', 'doubts_of_fit', 'Regressor']
+           'GP_MIN_VARIANCE', 'Halves', 'REGRESSORS', 'fit_scale', 'scaled', 'unlogged', 'doubts_of_fit', 'Regressor']
 
 # %% ../../nbs/models/06_regressors.ipynb #12b2424e
-import re, sys, warnings
+import math, re, sys, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def _fit_ridge(X: np.ndarray, y: np.ndarray, seed: int) -> Arrays:
     return {'coef': m.coef_, 'intercept': np.array(m.intercept_)}
 
 def _ridge(X: np.ndarray, fitted: Arrays) -> tuple[np.ndarray, None]:
-    return X @ fitted['coef'] + fitted['intercept'], None
+    return (X * fitted['coef']).sum(axis=1) + fitted['intercept'], None
 
 # %% ../../nbs/models/06_regressors.ipynb #1c5d5d73
 BOOSTING = dict(n_estimators=1000, learning_rate=.03, subsample=.5)  # settings of scikit-learn
@@ -135,9 +135,8 @@ def _fit_process(X: np.ndarray, y: np.ndarray, seed: int, max_molecules: int = G
     return fitted | (_fit_mean(X, y, fitted, seed) if len(rows) < len(X) else {})
 
 # %% ../../nbs/models/06_regressors.ipynb #3c9a5bdf
-def _kernel(X: np.ndarray, Z: np.ndarray, fitted: Arrays) -> np.ndarray:  # (n, n_train)
-    "The covariance of many molecules with many others; a matrix product makes it fast, and rounding differs by 1e-13."
-    squared = (X ** 2).sum(axis=1)[:, None] + (Z ** 2).sum(axis=1) - 2 * X @ Z.T
+def _covariance(squared: np.ndarray, fitted: Arrays) -> np.ndarray:
+    "Of molecules that are so far apart."
     return fitted['amplitude'] * np.exp(-.5 * np.maximum(squared, 0) / fitted['length'] ** 2)
 
 def _fit_mean(X: np.ndarray, y: np.ndarray, fitted: Arrays, seed: int) -> Arrays:
@@ -145,23 +144,58 @@ def _fit_mean(X: np.ndarray, y: np.ndarray, fitted: Arrays, seed: int) -> Arrays
     from scipy.linalg import cho_factor, cho_solve
     rows = _some(len(X), GP_MAX_EXACT, seed)
     Z = X[rows].astype(np.float32)  # as it is kept
-    K = _kernel(Z.astype(np.float64), Z.astype(np.float64), fitted)
+    wide = Z.astype(np.float64)
+    own = (wide ** 2).sum(axis=1)
+    K = _covariance(own[:, None] + own - 2 * wide @ wide.T, fitted)
     K[np.diag_indices_from(K)] += fitted['noise']
     target = (y[rows] - fitted['target.mean']) / fitted['target.sd']
     return {'mean.X': Z, 'mean.alpha': cho_solve(cho_factor(K, lower=True, overwrite_a=True), target)}
 
+# %% ../../nbs/models/06_regressors.ipynb #8eed271e
+Halves = tuple[np.ndarray, np.ndarray]  # whose sum is a matrix, each with few enough bits
+_SMALLEST_EXPONENT = -400               # of a row's scale, in powers of two: its parts are far from underflow
+
+def _halves(A: np.ndarray) -> Halves:  # (n, n_columns)
+    "Two parts of which the products with such parts, and their sums over the columns, are exact."
+    bits = (53 - math.ceil(math.log2(A.shape[1]))) // 2
+    _, exponent = np.frexp(np.abs(A).max(axis=1, keepdims=True))
+    step = np.ldexp(1., np.maximum(exponent, _SMALLEST_EXPONENT) - bits)
+    high = np.rint(A / step) * step
+    step = np.ldexp(step, -bits)
+    return high, np.rint((A - high) / step) * step
+
+def _exact_product(A: np.ndarray, B: Halves) -> np.ndarray:  # (n, n_columns), (m, n_columns) twice -> (n, m)
+    "`A` times the transpose of B; a row does not depend on which others there are."
+    high, low = _halves(A)
+    b_high, b_low = B
+    small = high @ b_low.T
+    small += low @ b_high.T
+    return high @ b_high.T + small
+
 # %% ../../nbs/models/06_regressors.ipynb #e4105a7b
-def _process(X: np.ndarray, fitted: Arrays) -> tuple[np.ndarray, np.ndarray]:
+def _ready_process(fitted: Arrays) -> Arrays:
+    "What the answers of a process need of its fitted numbers, computed once."
     from scipy.linalg import solve_triangular
+    inverse = solve_triangular(fitted['L'], np.eye(len(fitted['L'])), lower=True)
+    ready = fitted | dict(zip(('inverse.high', 'inverse.low'), _halves(inverse)))
+    if 'mean.X' not in fitted: return ready
+    wide = fitted['mean.X'].astype(np.float64)
+    ready['mean.squared'] = (wide ** 2).sum(axis=1)
+    return ready | dict(zip(('mean.high', 'mean.low'), _halves(wide)))
+
+def _mean(X: np.ndarray, K: np.ndarray, ready: Arrays) -> np.ndarray:  # (n, n_columns), (n, n_train) -> (n,)
+    if 'mean.X' not in ready: return (K * ready['alpha']).sum(axis=1)
+    product = _exact_product(X, (ready['mean.high'], ready['mean.low']))
+    squared = (X ** 2).sum(axis=1)[:, None] + ready['mean.squared'] - 2 * product
+    return (_covariance(squared, ready) * ready['mean.alpha']).sum(axis=1)
+
+def _process(X: np.ndarray, ready: Arrays) -> tuple[np.ndarray, np.ndarray]:
     from scipy.spatial.distance import cdist
-    squared = cdist(X, fitted['X'], 'sqeuclidean')
-    K = fitted['amplitude'] * np.exp(-.5 * squared / fitted['length'] ** 2)            # (n, n_train)
-    v = solve_triangular(fitted['L'], K.T, lower=True)                                 # (n_train, n)
-    variance = fitted['amplitude'] + fitted['noise'] - (v ** 2).sum(axis=0)
-    sd = np.sqrt(np.maximum(variance, GP_MIN_VARIANCE)) * fitted['target.sd']
-    if 'mean.X' in fitted: mean = _kernel(X, fitted['mean.X'].astype(np.float64), fitted) @ fitted['mean.alpha']
-    else: mean = K @ fitted['alpha']
-    return mean * fitted['target.sd'] + fitted['target.mean'], sd
+    K = _covariance(cdist(X, ready['X'], 'sqeuclidean'), ready)                        # (n, n_train)
+    v = _exact_product(K, (ready['inverse.high'], ready['inverse.low']))               # (n, n_train)
+    variance = ready['amplitude'] + ready['noise'] - (v ** 2).sum(axis=1)
+    sd = np.sqrt(np.maximum(variance, GP_MIN_VARIANCE)) * ready['target.sd']
+    return _mean(X, K, ready) * ready['target.sd'] + ready['target.mean'], sd
 
 # %% ../../nbs/models/06_regressors.ipynb #953b046b
 @contextmanager
@@ -202,11 +236,12 @@ def doubts_of_fit() -> Iterator[list[str]]:
 
 # %% ../../nbs/models/06_regressors.ipynb #9b1de2ea
 @dataclass(frozen=True)
-class Regressor:
-    "A model on descriptors."
+class _Fitting:
+    "How a model on descriptors is fitted."
     name: str  # of the architecture
     fit_arrays: Callable[[np.ndarray, np.ndarray, int], Arrays]  # scaled descriptors, targets and a seed → arrays
     predict_arrays: Callable[[np.ndarray, Arrays], tuple[np.ndarray, np.ndarray | None]]  # → means and deviations
+    ready_arrays: Callable[[Arrays], Arrays] = dict  # fitted arrays → those that `predict_arrays` reads
 
     def fit(self,
             X: np.ndarray,   # (n, n_descriptors) of the training molecules
@@ -218,18 +253,27 @@ class Regressor:
         with unlogged(): arrays = scale | self.fit_arrays(scaled(X, scale), y.astype(np.float64), seed)
         return {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
 
+# %% ../../nbs/models/06_regressors.ipynb #5d71191f
+class Regressor(_Fitting):
+    "A model on descriptors."
+    def ready(self,
+              fitted: dict[str, Tensor],  # of `fit`
+    ) -> Arrays:                          # for `predict`
+        "Fitted numbers as predictions need them: once for any number of molecules."
+        return self.ready_arrays({name: t.numpy() for name, t in fitted.items()})
+
     def predict(self,
                 X: np.ndarray,                     # (n, n_descriptors)
-                fitted: dict[str, Tensor],         # of `fit`
+                ready: Arrays,                     # of `ready`
     ) -> tuple[np.ndarray, np.ndarray | None]:     # (n,) predictions, and standard deviations where there are any
-        "Predict from fitted numbers."
-        arrays = {name: t.numpy() for name, t in fitted.items()}
-        return self.predict_arrays(scaled(X, arrays), arrays)
+        "Predict each molecule; the same to the last digit, whichever others there are."
+        rows = np.ascontiguousarray(scaled(X, ready))  # sums of rows in one order, however many there are
+        return self.predict_arrays(rows, ready)
 
 # %% ../../nbs/models/06_regressors.ipynb #fdb7a882
 _KNOWN = (Regressor('ridge', _fit_ridge, _ridge),
           Regressor('gradient-boosting', _fit_boosting, _boosting),
-          Regressor('gaussian-process', _fit_process, _process),
+          Regressor('gaussian-process', _fit_process, _process, _ready_process),
           Regressor('gradient-boosting-pretrained', _fit_boosting, _boosting),
-          Regressor('gaussian-process-pretrained', _fit_process, _process))
+          Regressor('gaussian-process-pretrained', _fit_process, _process, _ready_process))
 REGRESSORS = {r.name: r for r in _KNOWN}

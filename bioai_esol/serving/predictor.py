@@ -176,7 +176,7 @@ class _Answering(_Champion):
         "All of them together."
         asked = [_Asked.read(s, self._figures.reading) for s in smiles]
         trusted = f'no: {self.distrusted}' if self.distrusted else 'yes'
-        answers = _answered(asked, self._figures, self.property)
+        with one_thread(): answers = _answered(asked, self._figures, self.property)
         return answers.assign(trusted=trusted, model_version=self.version)[prediction_columns(self.property)]
 
     def answer_pieces(self,
@@ -185,9 +185,7 @@ class _Answering(_Champion):
     ) -> Iterator[pd.DataFrame]:                        # one table per piece
         "Piece by piece, in their order; on all cores where that is faster."
         if n < CORES_FROM or not _can_start_processes():
-            for piece in pieces:
-                with one_thread(): answers = self.answer(piece)
-                yield answers
+            yield from map(self.answer, pieces)
             return
         with tempfile.TemporaryDirectory() as folder:
             save_model(folder, self.model)

@@ -466,8 +466,8 @@ def _fit_regressor(config: TrainConfig, task: Task) -> TrainResult:
     X = regressor_input(info, task.molecules)  # (n, n_columns)
     folds = fold_tasks(task, config)
     def copy(fold):
-        weights = _fitted_regressor(config, fold, X)
-        return REGRESSORS[config.architecture].predict(X[fold.split.val], weights)
+        model = REGRESSORS[config.architecture]
+        return model.predict(X[fold.split.val], model.ready(_fitted_regressor(config, fold, X)))
     with doubts_of_fit() as doubts:
         weights = _fitted_regressor(config, task, X)
         held = of_copies([copy(fold) for fold in folds], folds)
