@@ -8,7 +8,7 @@ __all__ = ['PREDICTION_BATCH_SIZE', 'MODEL_INFO', 'MoleculeSet', 'batches', 'uns
 
 # %% ../../nbs/models/08_fitted.ipynb #bf7601dc
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -56,6 +56,11 @@ class _Graphs:
         "What the deeper networks read, still without their one-hot features."
         return pack_bonds(self.read, self.y)
 
+    @cached_property
+    def cut(self) -> dict[str, list[Batch | BondBatch]]:
+        "Batches for networks, by what these read."
+        return {}
+
 # %% ../../nbs/models/08_fitted.ipynb #7ac49f12
 class MoleculeSet(_Graphs):
     "Molecules, featurised when a model asks for it and then kept."
@@ -99,6 +104,15 @@ def batches(
 PREDICTION_BATCH_SIZE = 256  # molecules that go through a network together
 _BESIDE_NETWORK = ('target.mean', 'target.sd', 'held.rows', 'held.mean', 'held.spread')
 
+def _cut(molecules: MoleculeSet, architecture: str, vocabulary: Vocabulary | None) -> Iterable[Batch | BondBatch]:
+    "Batches of all molecules; of a few, which RDKit has read already, networks that read alike share them."
+    rows = filled_rows(len(molecules), PREDICTION_BATCH_SIZE)
+    parts = batches(molecules, architecture, vocabulary)
+    if molecules.mols is None: return parts(rows, PREDICTION_BATCH_SIZE)
+    read = json.dumps([ARCHITECTURES[architecture].reads, vocabulary])
+    if read not in molecules.cut: molecules.cut[read] = list(parts(rows, PREDICTION_BATCH_SIZE))
+    return molecules.cut[read]
+
 def _network_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t for name, t in weights.items() if name not in _BESIDE_NETWORK}
 
@@ -120,8 +134,7 @@ def _network(info: dict) -> Network:
 def _predict_by_network(info: dict, weights: dict[str, Tensor], molecules: MoleculeSet) -> np.ndarray:  # (n,)
     net = _network(info)
     theta = net.join(_network_weights(weights))[None]
-    cut = batches(molecules, info['architecture'], info.get('vocabulary'))
-    parts = cut(filled_rows(len(molecules), PREDICTION_BATCH_SIZE), PREDICTION_BATCH_SIZE)
+    parts = _cut(molecules, info['architecture'], info.get('vocabulary'))
     out = torch.cat([predict_batch(net, theta, batch)[0] for batch in parts])[:len(molecules)]
     return unscaled(out.double().numpy(), weights)
 

@@ -221,7 +221,7 @@ def predict_batch(
     return model.forward(model.split(theta), batch, dropout)
 
 # %% ../../nbs/models/01_kaxis.ipynb #0a885ffb
-FEWEST_MOLECULES = 16  # in a batch that is predicted; from 4 on, a row is the same in any company
+FEWEST_MOLECULES = 8   # in a batch that is predicted; from 4 on, a row is the same in any company
 
 def filled_rows(
     n: int,      # molecules

@@ -110,9 +110,9 @@ _FIGURES = ('predicted', 'low', 'high', 'similarity')
 
 class _Figures(_Reasons):
     "What a trained model says of molecules that can be read."
-    def of(self, asked: Sequence[_Asked]) -> pd.DataFrame:
-        "One row per molecule: `predicted`, `low`, `high`, `similarity`, `domain`, `why`."
-        if not asked: return pd.DataFrame(columns=[*_FIGURES, 'domain', 'why'], dtype=object)
+    def of(self, asked: Sequence[_Asked]) -> dict[str, Sequence]:
+        "Of each molecule `predicted`, `low`, `high`, `similarity`, `domain`, `why`."
+        if not asked: return {name: [] for name in (*_FIGURES, 'domain', 'why')}
         molecules = MoleculeSet(tuple(a.molecule.smiles for a in asked), mols=tuple(a.mol for a in asked))
         mean, spread = self.model.predict(molecules)
         near = self.domain.similarity(molecules.read) if self.domain else np.full(len(mean), np.nan)
@@ -122,26 +122,32 @@ class _Figures(_Reasons):
         half = self.half_width(spread, outside)
         held = self.domain.bounded(mean) if self.domain else mean
         low, high = np.minimum(mean - half, held), np.maximum(mean + half, held)
-        place = np.where(outside, 'outside', 'inside') if self.domain else ''
-        table = pd.DataFrame(np.column_stack([held, low, high, near]), columns=_FIGURES)
-        return table.assign(domain=place, why=['; '.join(found) for found in reasons])
+        place = np.where(outside, 'outside', 'inside') if self.domain else np.full(len(mean), '')
+        return dict(predicted=held, low=low, high=high, similarity=near, domain=place.tolist(),
+                    why=['; '.join(found) for found in reasons])
 
 # %% ../../nbs/serving/02_predictor.ipynb #bc5d3e33
-def _answered(asked: Sequence[_Asked], figures: _Figures, of: Property) -> pd.DataFrame:
-    "One row per question, without the version."
-    where = [i for i, a in enumerate(asked) if a.molecule]
-    table = figures.of([asked[i] for i in where]).set_axis(where).reindex(range(len(asked)))
-    table = table.astype({name: float for name in _FIGURES}).rename(columns=dict(predicted=of.column))
-    table = table.fillna(dict(domain='', why=''))
-    table = table.assign(smiles=[as_text(a.text) for a in asked], unit=of.unit,
-                         read_as=[a.read_as for a in asked], error=[a.error for a in asked])
-    if of.is_solubility: table['solubility_mol_per_l'] = _molar(table[of.column])
-    return of_property(table, of)
+def _in_place(name: str, values: Sequence, where: list[int], n: int) -> list:  # n
+    "The values of a column in the rows where they belong, a gap in the others."
+    column = [np.nan if name in _FIGURES else ''] * n
+    for row, value in zip(where, values): column[row] = value
+    return column
 
-def _molar(log_solubility: pd.Series) -> pd.Series:
+def _answered(asked: Sequence[_Asked], figures: _Figures, of: Property) -> dict[str, Sequence]:
+    "The columns of the answers, without the version."
+    where = [i for i, a in enumerate(asked) if a.molecule]
+    said = figures.of([asked[i] for i in where])
+    columns = {name: _in_place(name, values, where, len(asked)) for name, values in said.items()}
+    columns[of.column] = columns.pop('predicted')
+    columns |= dict(smiles=[as_text(a.text) for a in asked], unit=of.unit, read_as=[a.read_as for a in asked],
+                    error=[a.error for a in asked])
+    if of.is_solubility: columns['solubility_mol_per_l'] = _molar(np.array(columns[of.column]))
+    return columns
+
+def _molar(log_solubility: np.ndarray) -> np.ndarray:
     "mol/L, where a number can hold it."
     with np.errstate(over='ignore'): molar = 10 ** log_solubility
-    return molar.where(np.isfinite(molar))
+    return np.where(np.isfinite(molar), molar, np.nan)
 
 # %% ../../nbs/serving/02_predictor.ipynb #52db279f
 @dataclass(frozen=True)
@@ -176,8 +182,11 @@ class _Answering(_Champion):
         "All of them together."
         asked = [_Asked.read(s, self._figures.reading) for s in smiles]
         trusted = f'no: {self.distrusted}' if self.distrusted else 'yes'
-        with one_thread(): answers = _answered(asked, self._figures, self.property)
-        return answers.assign(trusted=trusted, model_version=self.version)[prediction_columns(self.property)]
+        with one_thread(): columns = _answered(asked, self._figures, self.property)
+        columns |= dict(trusted=trusted, model_version=self.version)
+        names = prediction_columns(self.property)
+        table = pd.DataFrame({name: columns[name] for name in names}, index=range(len(asked)))
+        return of_property(table, self.property)
 
     def answer_pieces(self,
                       pieces: Iterable[Sequence[str]],  # of molecules
