@@ -15,7 +15,7 @@ WINGS = dict(
     store='client doctor outbox writer runs notes live tracking_server migration',
     sweep='grid runner ensemble',
     registry='policy journal versions promotion',
-    serving='attribution batch predictor comparison requests endpoint',
+    serving='attribution batch predictor comparison requests endpoint workers following service',
     monitoring='observations questions watch follow',
     analysis='effects importance figures page vega interactive chart run_browser live_sweep error_analysis '
              'timeline advice explorer sweep_comparison watching report look',

@@ -495,9 +495,12 @@ def _server(args) -> int:
 
 def _serve(args) -> int:
     from bioai_esol.store.client import ensure_home
-    ensure_home()  # before MLflow is imported, which the endpoint does
-    from bioai_esol.serving.endpoint import serve
-    return serve(args.port, requests=_request_log(args), tracking_uri=args.tracking_uri)
+    ensure_home()  # before MLflow is imported, which the server does
+    from bioai_esol.serving.following import Share
+    from bioai_esol.serving.service import serve
+    share = Share.read(args.share) if args.share else None
+    return serve(args.port, host=args.host, pin=args.pin, share=share, requests=_request_log(args),
+                 tracking_uri=args.tracking_uri)
 
 # %% ../../nbs/cli/02_commands.ipynb #83c4d3ef
 def _doctor(args) -> int:

@@ -359,14 +359,25 @@ def _server_command(command: Command):
                    help='accounts with passwords; the first start makes the account admin')
 
 # %% ../../nbs/cli/01_parser.ipynb #7942f459
+def _serve_command(command: Command):
+    p = command('serve', 'serve the champion over HTTP',
+                'Until Ctrl-C, in the forms of MLflow: POST /invocations; /ping, /ready and /metrics tell how it is. '
+                'A promotion or a rollback is served within two seconds; a version whose files are not the registered '
+                'ones never is.\n\n'
+                'With --note-requests, the versions called shadow and challenger answer the same molecules silently, '
+                'into the same file.')
+    p.add_argument('--port', metavar='N', default=5001, type=int, help='port (default 5001)')
+    p.add_argument('--host', metavar='NAME', default='127.0.0.1',
+                   help='address to listen on (default 127.0.0.1); there are no accounts: whoever reaches it may ask')
+    p.add_argument('--pin', metavar='VERSION', help='serve this version, a number or an alias, whatever is promoted')
+    p.add_argument('--share', metavar='ALIAS=PART',
+                   help='another version answers a part of the molecules: challenger=0.1; always the same ones')
+    _noting_options(p)
+
 def _store_commands(command: Command):
     p = command('doctor', 'check the store',
                 'Each check takes a few seconds at most, and suggests a fix. Exit status 2 when something is wrong.')
     _json_option(p, 'the findings')
-    p = command('serve', 'serve the champion over HTTP',
-                'On 127.0.0.1, until Ctrl-C. A later champion is served after a restart.')
-    p.add_argument('--port', metavar='N', default=5001, type=int, help='port (default 5001)')
-    _noting_options(p)
     p = command('migrate', 'copy everything from one database to another',
                 'Runs, metrics, registry, aliases and decisions, counted and compared; both servers must be stopped. '
                 'Artifacts stay where they are.\nEither all of it arrives, or nothing.', store=False)
@@ -376,7 +387,8 @@ def _store_commands(command: Command):
 
 # %% ../../nbs/cli/01_parser.ipynb #861bd9c8
 _GROUPS = (_look_command, _training_commands, _promote_command, _observe_command, _watch_commands, _life_commands,
-           _record_commands, _advice_command, _question_commands, _benchmark_command, _server_command, _store_commands)
+           _record_commands, _advice_command, _question_commands, _benchmark_command, _server_command, _serve_command,
+           _store_commands)
 
 def make_parser() -> argparse.ArgumentParser:
     "The parser of `bioai-esol`."

@@ -161,6 +161,11 @@ class _Champion:
     def _figures(self) -> _Figures: return _Figures(self.model)
 
     @property
+    def reading(self) -> Reading:
+        "How molecules are read and standardised before it sees them."
+        return self._figures.reading
+
+    @property
     def property(self) -> Property:
         "What is predicted."
         return self._figures.reading.measured

@@ -10,6 +10,7 @@ import csv, hashlib, io, os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pandas as pd
 from filelock import FileLock
@@ -28,10 +29,11 @@ def _rows(predictions: pd.DataFrame, digests_only: bool) -> Iterator[tuple]:
     written = answered.read_as.where(answered.read_as != '', answered.smiles)
     molecules = [canonical_smiles(s) for s in written]
     time = utc_text()
+    note = uuid4().hex[:8]  # two processes note in the same second
     for number, molecule, p in zip(series(molecules), molecules, answered.itertuples()):
         digest = hashlib.sha256(molecule.encode()).hexdigest()[:16]
         shown = '' if digests_only else molecule
-        yield time, p.model_version, f'{time}.{number}', digest, shown, p.domain, p.similarity, p.low, p.high
+        yield time, p.model_version, f'{time}.{note}.{number}', digest, shown, p.domain, p.similarity, p.low, p.high
 
 # %% ../../nbs/serving/04_requests.ipynb #d913b8c6
 MAX_BYTES = 2_000_000  # of the file: 10,000 to 20,000 molecules; beyond it the older half goes

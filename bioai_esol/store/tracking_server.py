@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_PASSWORD_LENGTH', 'SERVER_START_TIMEOUT_S', 'SERVER_STOP_TIMEOUT_S', 'ServerSettings', 'port_finding',
-           'preflight', 'accounts', 'server_command', 'run_process', 'run_server']
+           'preflight', 'accounts', 'host_headers', 'server_command', 'run_process', 'run_server']
 
 # %% ../../nbs/store/06_tracking_server.ipynb #c63f9a6e
 import getpass, importlib.util, ipaddress, os, secrets, signal, socket, sqlite3, subprocess, sys, time
@@ -150,12 +150,16 @@ def accounts(
     return env if _has_accounts(database) else env | dict(MLFLOW_AUTH_ADMIN_PASSWORD=_first_password(folder))
 
 # %% ../../nbs/store/06_tracking_server.ipynb #cb84808f
-def _host_headers(s: ServerSettings) -> str:
-    "The Host headers that a public server answers."
+def host_headers(
+    s: ServerSettings,  # of which `host` and `port` are used
+) -> list[str]:
+    "The Host headers of requests that are meant for this server; `MLFLOW_SERVER_ALLOWED_HOSTS` may name others."
+    said = os.environ.get('MLFLOW_SERVER_ALLOWED_HOSTS')
+    if said: return [name.strip() for name in said.split(',')]
     names = {socket.gethostname(), socket.getfqdn(), s.host, 'localhost', '127.0.0.1'} - {'0.0.0.0', '::'}
     with suppress(OSError):
         for *_, (address, *_) in socket.getaddrinfo(socket.gethostname(), None): names.add(address)
-    return ','.join(sorted([*names, *(f'{name}:{s.port}' for name in names)]))
+    return sorted([*names, *(f'{name}:{s.port}' for name in names)])
 
 def _environment(s: ServerSettings, direct: bool) -> dict[str, str]:
     "What could be a secret, and how the server behaves."
@@ -166,7 +170,7 @@ def _environment(s: ServerSettings, direct: bool) -> dict[str, str]:
     place = 'MLFLOW_DEFAULT_ARTIFACT_ROOT' if direct else 'MLFLOW_ARTIFACTS_DESTINATION'
     env[place] = s.artifacts or (s.folder / 'mlartifacts').absolute().as_uri()
     if s.s3_endpoint: env['MLFLOW_S3_ENDPOINT_URL'] = s.s3_endpoint
-    if s.public: env['MLFLOW_SERVER_ALLOWED_HOSTS'] = os.environ.get('MLFLOW_SERVER_ALLOWED_HOSTS') or _host_headers(s)
+    if s.public: env['MLFLOW_SERVER_ALLOWED_HOSTS'] = ','.join(host_headers(s))
     return env
 
 # %% ../../nbs/store/06_tracking_server.ipynb #5c29754c
