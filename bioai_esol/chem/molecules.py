@@ -31,6 +31,7 @@ def divide_smiles(
         raise DataError(f"no molecule in {smiles!r}: it is a number, not text")
     if not isinstance(smiles, str) or not smiles.strip():
         raise DataError(f"no molecule in {smiles!r}: the SMILES is empty")
+    if len(smiles.strip().splitlines()) > 1: raise DataError(f"no molecule in {smiles!r}: it has several lines")
     text, *rest = smiles.split(maxsplit=1)
     name = rest[0].strip() if rest else ''
     if name.startswith('|'):

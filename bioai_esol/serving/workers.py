@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..chem.census import cores
-from ..chem.molecules import standardise
+from ..chem.molecules import canonical_smiles, standardise
 from ..errors import BioaiError, DataError, StoreError
 from ..models.kaxis import one_thread
 from .predictor import load_predictor, Predictor
@@ -98,7 +98,7 @@ class _Answers(_Models):
 
     def _of(self, route: Route, text: object) -> str:
         rule = self.predictors[route.version].reading
-        try: return route.of(standardise(text, rule).smiles)
+        try: return route.of(canonical_smiles(standardise(text, rule).smiles))
         except DataError: return route.version
 
 # %% ../../nbs/serving/07_workers.ipynb #4e2f8b9a

@@ -16,7 +16,7 @@ from helpers import PROGRAM, copied, uri_of, wait_until
 from hypothesis import given, HealthCheck, settings, strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from quick import EASY
-from stores import free_port, process
+from stores import free_port, mlflow_server, process
 
 from bioai_esol.chem.dataset import load_esol
 from bioai_esol.chem.molecules import canonical_smiles
@@ -72,9 +72,9 @@ def two_versions(with_champion, template, tmp_path_factory):
     return folder
 
 
-def serving(folder, *options):
+def serving(folder, *options, uri=None):
     port, log = free_port(), Path(folder) / f'serve-{time.monotonic_ns()}.log'
-    command = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri_of(folder), *options]
+    command = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri or uri_of(folder), *options]
     env = dict(http_proxy='http://127.0.0.1:9', MLFLOW_REGISTRY_URI='sqlite:////nowhere.db', MLFLOW_RUN_ID='0' * 32)  # which is nobody's business
     running = process(command, log, lambda: 'Ctrl-C stops it' in log.read_text(), env, folder)
     return port, log, running
@@ -149,7 +149,7 @@ def test_hostile_molecules_in_one_batch(server):
 
 
 def test_clients_that_hang_up(server):
-    body = json.dumps(dict(instances=load_esol().smiles.tolist() if hasattr(load_esol().smiles, 'tolist') else list(load_esol().smiles))).encode()
+    body = json.dumps(dict(instances=list(load_esol().smiles))).encode()
     head = f'POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n'.encode()
     for i in range(50):
         with socket.create_connection(('127.0.0.1', server.port)) as s:
@@ -188,7 +188,9 @@ def _version(uri, number):
 
 
 def test_a_process_that_is_killed_is_replaced(server):
-    def answering(): return [p for p in psutil.Process(server.child.pid).children() if any('spawn_main' in part for part in p.cmdline())]
+    def answering():
+        alive = [p for p in psutil.Process(server.child.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in alive if any('spawn_main' in part for part in p.cmdline())]
     before = answering()
     with ThreadPoolExecutor(8) as threads:
         asked = [threads.submit(server.ask, ['CCO'] * 20) for _ in range(40)]
@@ -249,16 +251,21 @@ def test_files_that_were_altered_are_never_served(started, tmp_path):
     assert server.metric('bioai_esol_refused') == 0
 
 
-def test_a_store_that_is_gone(started, tmp_path):
-    server = started()
-    (tmp_path / 'mlflow.db').rename(tmp_path / 'away.db')
-    (tmp_path / 'mlflow.db').mkdir()  # nothing can be made in its place
-    wait_until(lambda: server.metric('bioai_esol_store_reachable') == 0, server.child)
-    assert server.version == '2' and json.loads(server.send('/ready')[1])['store_trouble']
-    (tmp_path / 'mlflow.db').rmdir()
-    (tmp_path / 'away.db').rename(tmp_path / 'mlflow.db')
-    wait_until(lambda: server.metric('bioai_esol_store_reachable') == 1, server.child)
-    assert server.log.read_text().count('goes on with version 2') == 1
+def test_a_store_that_is_gone(two_versions, tmp_path):
+    copied(two_versions, tmp_path)
+    place = free_port()
+    with mlflow_server(tmp_path, port=place) as store:
+        port, log, running = serving(tmp_path, uri=store.url)
+        server = Server(port, log, running.__enter__())
+    try:
+        wait_until(lambda: server.metric('bioai_esol_store_reachable') == 0, server.child)
+        assert server.version == '2' and json.loads(server.send('/ready')[1])['store_trouble']
+        with mlflow_server(tmp_path, port=place) as store:
+            wait_until(lambda: server.metric('bioai_esol_store_reachable') == 1, server.child)
+            assert rollback('a test', tracking_uri=store.url).approved
+            wait_until(lambda: server.version == '1', server.child)
+        assert log.read_text().count('goes on with version 2') == 1
+    finally: running.__exit__(None, None, None)
 
 
 def test_sigterm_under_load_answers_what_was_taken(started):
