@@ -8,24 +8,29 @@ __all__ = ['DESCRIPTORS', 'logger', 'describe', 'descriptor_table', 'kept_descri
 # %% ../../nbs/chem/06_descriptors.ipynb #185ce8aa
 import hashlib
 import logging
+import math
 import multiprocessing as mp
+import operator
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial, reduce
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 from rdkit import Chem, rdBase
-from rdkit.Chem import Descriptors
+from rdkit.Chem import Descriptors, Fragments, rdMolDescriptors
 from rdkit.Chem.EState import EState
+from rdkit.Chem.rdPartialCharges import ComputeGasteigerCharges
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
-from .molecules import atoms_of, Molecule, parse_smiles
+from .molecules import atoms_of, bonds_of, Molecule, parse_smiles
 
 # %% ../../nbs/chem/06_descriptors.ipynb #7efcd0e9
 DESCRIPTORS = tuple(name for name, _ in Descriptors.descList)  # names, in the order of the columns
@@ -45,13 +50,243 @@ def _keep_states(mol: Chem.Mol):
     felt = np.where(apart < 1e6, (own - own[:, None]) / (apart * apart), 0.)  # by column i of row j; within fragments
     mol._eStateIndices = felt.sum(axis=0) + own
 
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3d1
+@dataclass(frozen=True)
+class _Atoms:
+    "A molecule, and what is asked of its atoms again and again."
+    mol: Chem.Mol
+    atoms: list[Chem.Atom]
+    numbers: list[int]      # of their elements
+    hydrogens: list[int]    # bound to each, without those that are atoms themselves
+    has_hydrogen: bool      # as an atom of its own, such as deuterium
+
+def _read_atoms(mol: Chem.Mol) -> _Atoms:
+    atoms = atoms_of(mol)
+    numbers = [atom.GetAtomicNum() for atom in atoms]
+    return _Atoms(mol, atoms, numbers, [atom.GetTotalNumHs() for atom in atoms], 1 in numbers)
+
+def _total(terms: Iterable[float]) -> float:
+    "Their sum, added one by one as RDKit does."
+    return reduce(operator.add, terms, 0.)
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3d4
+def _last_share(smiles: str) -> tuple[float, float]:
+    "Of logP and refraction, of the last hydrogen of a molecule."
+    return rdMolDescriptors._CalcCrippenContribs(Chem.AddHs(Chem.MolFromSmiles(smiles)))[-1]
+
+_SHARES = {6: _last_share('C'), 7: _last_share('N')}  # of a hydrogen on these elements
+_OTHER_SHARE = _last_share('S')                       # on all others but oxygen
+_RARE_SHARE = _last_share('C#CO')                     # on oxygen, where no pattern matches
+_ON_OXYGEN = tuple((Chem.MolFromSmarts(smarts), _last_share(smiles)) for smarts, smiles in (
+    ('[O;!H0][CX4,c,!#6&!#7&!#8&!#16]', 'CO'), ('[OH2,OH3]', 'O'), ('[O;!H0][#7]', 'NO'),
+    ('[O;!H0]C=[#6,#7,O,S]', 'CC(=O)O'), ('[O;!H0][O,S]', 'OO')))
+
+def _shares_on_oxygen(mol: Chem.Mol, n: int) -> dict[int, tuple[float, float]]:
+    "Of one hydrogen on each of `n` oxygens; the first pattern of the table decides."
+    shares = {}
+    for pattern, share in _ON_OXYGEN:
+        if len(shares) == n: break
+        matches = mol.GetSubstructMatches(pattern, uniquify=False)  # HOOH matches twice, from either end
+        shares = dict.fromkeys([match[0] for match in matches], share) | shares
+    return shares
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3d5
+def _crippen(read: _Atoms) -> tuple[float, float]:
+    "`MolLogP` and `MolMR`."
+    if read.has_hydrogen or sum(read.hydrogens) > 300: return rdMolDescriptors.CalcCrippenDescriptors(read.mol)
+    bearing = [i for i, n in enumerate(read.hydrogens) if n]
+    n_oxygens = sum([read.numbers[i] == 8 for i in bearing])
+    on_oxygen = _shares_on_oxygen(read.mol, n_oxygens) if n_oxygens else {}
+    shares = list(rdMolDescriptors._CalcCrippenContribs(read.mol))
+    for i in bearing:
+        number = read.numbers[i]
+        share = on_oxygen.get(i, _RARE_SHARE) if number == 8 else _SHARES.get(number, _OTHER_SHARE)
+        shares += [share] * read.hydrogens[i]
+    logp, refraction = zip(*shares, strict=True)
+    return _total(logp), _total(refraction)
+
+def _charges(read: _Atoms, strictly: bool) -> list[float]:
+    "Of the atoms, after Gasteiger; raises `ValueError` when it has no parameters, if `strictly`."
+    ComputeGasteigerCharges(read.mol, throwOnParamFailure=strictly)
+    return [atom.GetDoubleProp('_GasteigerCharge') for atom in read.atoms]
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3d6
+def _extreme_charges(read: _Atoms) -> tuple[float, ...]:
+    "`MaxPartialCharge`, `MinPartialCharge`, `MaxAbsPartialCharge`, `MinAbsPartialCharge`."
+    least = 500.
+    most = -500.
+    for charge in _charges(read, strictly=False):
+        least = min(charge, least)  # in this order: what follows a charge that is not a number takes its place
+        most = max(charge, most)
+    sizes = abs(least), abs(most)
+    return most, least, max(sizes), min(sizes)
+
+def _bcut(read: _Atoms) -> list[float]:
+    "The eight `BCUT2D`: largest and smallest eigenvalue for four properties of the atoms."
+    if read.has_hydrogen: return list(rdMolDescriptors.BCUT2D(read.mol))
+    charges = _charges(read, strictly=True)
+    masses = [atom.GetMass() for atom in read.atoms]
+    logp, refraction = zip(*rdMolDescriptors._CalcCrippenContribs(read.mol), strict=True)
+    properties = masses, charges, list(logp), list(refraction)
+    return [end for values in properties for end in rdMolDescriptors.BCUT2D(read.mol, values)]
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3d9
+_OUTER = [Chem.GetPeriodicTable().GetNOuterElecs(number) for number in range(119)]  # electrons, by element
+
+@lru_cache(maxsize=1000)
+def _weights(number: int, hydrogens: int) -> tuple[float, float]:
+    "What an atom gives to Chi…n and to Chi…v."
+    outer = _OUTER[number]
+    own = (outer - hydrogens) % 2**32  # RDKit subtracts numbers without a sign: below 0 comes 4 billion
+    inner = own / (number - outer - 1) if number > 10 else own
+    deltas = own, inner if number > 1 else 0
+    return tuple(1 / math.sqrt(delta) if delta else 0. for delta in deltas)
+
+def _neighbours(read: _Atoms) -> list[list[int]]:
+    "Of each atom, in their order; hydrogen is none and has none."
+    near = [[] for _ in read.atoms]
+    pairs = np.transpose(np.nonzero(Chem.GetAdjacencyMatrix(read.mol))).tolist()
+    for i, j in pairs:
+        if not read.has_hydrogen or 1 not in (read.numbers[i], read.numbers[j]): near[i].append(j)
+    return near
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3da
+def _path_products(near: list[list[int]], n: Sequence[float], v: Sequence[float]) -> tuple[list, list, list]:
+    "What each path of three, of four and of five atoms a-b-c-d-e gives to Chi…n and to Chi…v."
+    three, four, five = [], [], []
+    for a in range(len(near)):
+        for b in near[a]:
+            n2, v2 = n[a] * n[b], v[a] * v[b]
+            for c in near[b]:
+                if c == a: continue
+                n3, v3 = n2 * n[c], v2 * v[c]
+                if a < c: three.append((n3, v3))
+                for d in near[c]:
+                    if d == a and a < b < c: four.append((n3, v3))  # a ring
+                    if d in (a, b): continue
+                    n4, v4 = n3 * n[d], v3 * v[d]
+                    if a < d: four.append((n4, v4))
+                    for e in near[d]:
+                        if e == c: continue
+                        if e == a:
+                            if a < min(b, c) and b < d: five.append((n4, v4))  # a ring
+                            continue
+                        is_first = c < d if e == b else a < e  # a tadpole where e is b
+                        if is_first: five.append((n4 * n[e], v4 * v[e]))
+    return three, four, five
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3db
+def _apart(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    "The first of each pair, and the second."
+    return [n for n, _ in pairs], [v for _, v in pairs]
+
+def _kappa(n_paths: int, alpha: float, one: float, two: float) -> float:
+    size = (n_paths + alpha) * (n_paths + alpha)
+    return one * two * two / size if size else 0.
+
+def _path_descriptors(read: _Atoms) -> list[float]:
+    "`Chi2n`, `Chi2v`, `Chi3n`, `Chi3v`, `Chi4n`, `Chi4v`, `Kappa2`, `Kappa3` and `Phi`."
+    weights = list(map(_weights, read.numbers, read.hydrogens))
+    products = _path_products(_neighbours(read), *_apart(weights))
+    chis = [_total(terms) for pairs in products for terms in _apart(pairs)]
+    n = read.mol.GetNumHeavyAtoms()
+    alpha = rdMolDescriptors.CalcHallKierAlpha(read.mol)
+    kappa2 = _kappa(len(products[0]), alpha, n + alpha - 1, n + alpha - 2)
+    kappa3 = _kappa(len(products[1]), alpha, n + alpha - (1 if n % 2 else 2), n + alpha - 3)
+    return [*chis, kappa2, kappa3, rdMolDescriptors.CalcKappa1(read.mol) * kappa2 / n if n else 0.]
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3de
+def _balaban(read: _Atoms) -> float:
+    away = Chem.GetDistanceMatrix(read.mol, useBO=True, useAtomWts=False, force=False, prefix='Balaban').sum(axis=0)
+    one, other = np.nonzero(Chem.GetAdjacencyMatrix(read.mol))
+    terms = 1 / np.sqrt(away[one] * away[other])
+    n = read.mol.GetNumBonds()
+    rings = n - len(away) + 1
+    return n / (rings + 1) * _total(terms[one < other].tolist()) if rings + 1 else 0.  # each bond once
+
+def _chi_of(degrees: list[int]) -> float:
+    return _total([math.sqrt(1 / degree) for degree in degrees if degree])
+
+def _degree_descriptors(read: _Atoms) -> tuple[float, ...]:
+    "`BalabanJ`, `Chi0`, `Chi1` and `NumValenceElectrons`."
+    degrees = [atom.GetDegree() for atom in read.atoms]
+    bonds = [degrees[bond.GetBeginAtomIdx()] * degrees[bond.GetEndAtomIdx()] for bond in bonds_of(read.mol)]
+    outer = sum([_OUTER[number] for number in read.numbers])
+    electrons = outer + sum(read.hydrogens) - sum([atom.GetFormalCharge() for atom in read.atoms])
+    return _balaban(read), _chi_of(degrees), _chi_of(bonds), electrons
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e1
+_KINDS = frozenset('B C N O F P S Cl Br I b c n o p s a'.split())
+_Needs = set[frozenset[str]]  # one of each of these must be there
+
+def _divided(text: str, sign: str) -> list[str]:
+    "The parts of what stands in a pattern's brackets, not of what stands in brackets in it."
+    depth = 0
+    parts = ['']
+    for letter in text:
+        depth += (letter in '([') - (letter in ')]')
+        if letter == sign and not depth: parts.append('')
+        else: parts[-1] += letter
+    return parts
+
+def _either(one: _Needs, other: _Needs) -> _Needs:
+    "What is needed where one of two is enough."
+    return {kinds | more for kinds in one for more in other}
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e2
+def _needs_of_atom(text: str) -> _Needs:
+    for sign in ';,&':  # those that bind least come first
+        parts = _divided(text, sign)
+        if len(parts) == 1: continue
+        needs = [_needs_of_atom(part) for part in parts]
+        return reduce(_either, needs) if sign == ',' else set().union(*needs)
+    if text.startswith('$('): return _needs(Chem.MolFromSmarts(text[2:-1]))
+    is_kind = text in _KINDS or (text.startswith('#') and text[1:].isdigit())
+    return {frozenset([text])} if is_kind else set()
+
+def _needs(pattern: Chem.Mol) -> _Needs:
+    texts = [atom.GetSmarts() for atom in pattern.GetAtoms()]
+    return set().union(*[_needs_of_atom(text[1:-1] if text.startswith('[') else text) for text in texts])
+
+_GROUPS = {name: _needs(signature(count).parameters['pattern'].default) for name, count in Fragments.fns}
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e3
+def _kinds_of(number: int, is_aromatic: bool) -> set[str]:
+    "The words for an atom in patterns."
+    symbol = Chem.GetPeriodicTable().GetElementSymbol(number)
+    return {f'#{number}', 'a', symbol.lower()} if is_aromatic else {f'#{number}', symbol}
+
+@lru_cache(maxsize=1000)
+def _absent_groups(atoms: frozenset[tuple[int, bool]]) -> dict[str, int]:  # elements, and whether aromatic
+    kinds = set().union(*[_kinds_of(*atom) for atom in atoms])
+    return {name: 0 for name, needs in _GROUPS.items() if any(need.isdisjoint(kinds) for need in needs)}
+
+def _groups_not_in(read: _Atoms) -> dict[str, int]:
+    "Groups of which a molecule lacks a kind of atom: none of each."
+    is_aromatic = [atom.GetIsAromatic() for atom in read.atoms]
+    return _absent_groups(frozenset(zip(read.numbers, is_aromatic, strict=True)))
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e6
+_FAMILIES: dict[tuple[str, ...], Callable[[_Atoms], Sequence[float]]] = {
+    ('MolLogP', 'MolMR'): _crippen,
+    ('MaxPartialCharge', 'MinPartialCharge', 'MaxAbsPartialCharge', 'MinAbsPartialCharge'): _extreme_charges,
+    ('BalabanJ', 'Chi0', 'Chi1', 'NumValenceElectrons'): _degree_descriptors,
+    ('Chi2n', 'Chi2v', 'Chi3n', 'Chi3v', 'Chi4n', 'Chi4v', 'Kappa2', 'Kappa3', 'Phi'): _path_descriptors,
+    tuple(name for name in DESCRIPTORS if name.startswith('BCUT2D')): _bcut,
+    tuple(f'PEOE_VSA{i}' for i in range(1, 15)): lambda read: rdMolDescriptors.PEOE_VSA_(read.mol)}
+_GAPS = ArithmeticError, LookupError, RuntimeError, ValueError  # of these RDKit's own table makes a gap
+
+def _family(names: Sequence[str], read: _Atoms) -> dict[str, float]:
+    try: return dict(zip(names, _FAMILIES[names](read), strict=True))
+    except _GAPS: return dict.fromkeys(names, np.nan)
+
 # %% ../../nbs/chem/06_descriptors.ipynb #1dee2f91
 _FUNCTIONS = dict(Descriptors.descList)
 _FUNCTIONS |= {name: partial(function, force=0) for name, function in _STATES.items()}  # not anew for each
 
 def _value(name: str, mol: Chem.Mol) -> float:
     try: return _FUNCTIONS[name](mol)
-    except (ArithmeticError, LookupError, RuntimeError, ValueError): return np.nan  # a gap, as in RDKit's own table
+    except _GAPS: return np.nan
 
 def describe(
     smiles: Molecule,                        # one
@@ -59,9 +294,14 @@ def describe(
 ) -> np.ndarray:  # (n_names,) float64
     "Some of RDKit's 2D descriptors of a molecule; raises `DataError` when it cannot be read."
     mol = parse_smiles(smiles)
+    wanted = set(names)
     with rdBase.BlockLogs():
         if any('EState' in name for name in names): _keep_states(mol)
-        x = np.array([_value(name, mol) for name in names], dtype=np.float64)
+        read = _read_atoms(mol)
+        known = dict(_groups_not_in(read))
+        for family in _FAMILIES:
+            if not wanted.isdisjoint(family): known |= _family(family, read)
+        x = np.array([known[name] if name in known else _value(name, mol) for name in names], dtype=np.float64)
     if 'Ipc' in names:
         ipc = names.index('Ipc')
         x[ipc] = np.log1p(abs(x[ipc]))
