@@ -276,11 +276,11 @@ _FAMILIES: dict[tuple[str, ...], Callable[[_Atoms], Sequence[float]]] = {
     tuple(f'PEOE_VSA{i}' for i in range(1, 15)): lambda read: rdMolDescriptors.PEOE_VSA_(read.mol)}
 _GAPS = ArithmeticError, LookupError, RuntimeError, ValueError  # of these RDKit's own table makes a gap
 
-def _family(names: Sequence[str], read: _Atoms) -> dict[str, float]:
-    try: return dict(zip(names, _FAMILIES[names](read), strict=True))
-    except _GAPS: return dict.fromkeys(names, np.nan)
+def _family(names: Sequence[str], read: _Atoms) -> list[float]:
+    try: return list(_FAMILIES[names](read))
+    except _GAPS: return [np.nan] * len(names)
 
-# %% ../../nbs/chem/06_descriptors.ipynb #1dee2f91
+# %% ../../nbs/chem/06_descriptors.ipynb #e6ff684e
 _FUNCTIONS = dict(Descriptors.descList)
 _FUNCTIONS |= {name: partial(function, force=0) for name, function in _STATES.items()}  # not anew for each
 
@@ -288,6 +288,21 @@ def _value(name: str, mol: Chem.Mol) -> float:
     try: return _FUNCTIONS[name](mol)
     except _GAPS: return np.nan
 
+_PROBES = ('CC(=O)Oc1ccccc1C(=O)O', 'OO', 'NO', 'OC1CC2CC1C2', 'C#CO', 'OS(=O)(=O)c1ccc(N)s1', 'C[N+](C)(C)CC([O-])=O',
+           'C1CC1C1CCC1', 'CC(C)(C)c1nc(Br)[nH]c1C(F)(F)P(=O)(O)O', '[Na+].[Cl-]', 'C[Si](C)(C)[Se]I')
+
+def _agrees(names: tuple[str, ...], smiles: str) -> bool:
+    "Is a family equal to RDKit's own functions?"
+    theirs = Chem.MolFromSmiles(smiles)  # one of its own: RDKit keeps what it has computed
+    own = _family(names, _read_atoms(Chem.MolFromSmiles(smiles)))
+    return np.array_equal(own, [_value(name, theirs) for name in names], equal_nan=True)
+
+@cache
+def _families() -> list[tuple[str, ...]]:
+    "The names of those that are computed together."
+    return [names for names in _FAMILIES if all(_agrees(names, smiles) for smiles in _PROBES)]
+
+# %% ../../nbs/chem/06_descriptors.ipynb #1dee2f91
 def describe(
     smiles: Molecule,                        # one
     names: Sequence[str] = DESCRIPTORS,      # of the descriptors that are wanted
@@ -299,8 +314,8 @@ def describe(
         if any('EState' in name for name in names): _keep_states(mol)
         read = _read_atoms(mol)
         known = dict(_groups_not_in(read))
-        for family in _FAMILIES:
-            if not wanted.isdisjoint(family): known |= _family(family, read)
+        for family in _families():
+            if not wanted.isdisjoint(family): known |= zip(family, _family(family, read), strict=True)
         x = np.array([known[name] if name in known else _value(name, mol) for name in names], dtype=np.float64)
     if 'Ipc' in names:
         ipc = names.index('Ipc')
