@@ -1,26 +1,18 @@
-"A registered model outside of this package: its files, its schema, MLflow's own loader and server, with pickle forbidden."
+"A registered model outside of this package: its files, its schema, MLflow's own loader, with pickle forbidden."
 import json
 import os
 import pickletools
-import signal
 import subprocess
 import sys
 import zipfile
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
 import yaml
-from helpers import PROGRAM, copied, uri_of, wait_until
+from helpers import copied, uri_of
 
-from bioai_esol.registry.journal import snapshot, turn
-from bioai_esol.registry.promotion import promote
-from bioai_esol.registry.versions import distrust, trust_again
+from bioai_esol.registry.journal import snapshot
 from bioai_esol.serving.predictor import load_champion
-from bioai_esol.serving.requests import load_requests
 from bioai_esol.store.client import connect
-from quick import EASY
-from stores import free_port, process
 
 ASKED = ['CCO', 'c1ccccc1', 'C1CC', 'C']
 NO_PICKLE = dict(MLFLOW_ALLOW_PICKLE_DESERIALIZATION='false')
@@ -80,41 +72,6 @@ def test_mlflow_loads_it_in_another_process(uri):
     done = in_another_process(uri)
     assert done.returncode == 0, done.stderr
     agrees(json.loads(done.stdout.splitlines()[-1]), uri)
-
-
-def test_the_champion_is_served_over_http(uri, with_champion, template, tmp_path, here):
-    """`bioai-esol serve` is `mlflow models serve` on the champion of that moment: it says which, and stays with it.
-    Whatever the environment says: another registry with a version 1 of its own, a proxy that answers nobody."""
-    assert promote('b', EASY, tracking_uri=copied(template, tmp_path)).champion == '1'
-    env = dict(MLFLOW_REGISTRY_URI=uri_of(tmp_path), MLFLOW_RUN_ID='0' * 32, http_proxy='http://127.0.0.1:9', HTTP_PROXY='http://127.0.0.1:9')
-    port = free_port()
-    url = f'http://127.0.0.1:{port}'
-    asked = ['--note-requests', tmp_path / 'requests.csv', '--digests-only']
-    command, log = [PROGRAM, 'serve', '--port', port, '--tracking-uri', uri, *asked], with_champion / 'serve.log'
-    with process(command, log, lambda: 'Ctrl-C stops it' in log.read_text(), env, with_champion) as p:
-        def ask(body):
-            request = Request(f'{url}/invocations', json.dumps(body).encode(), {'Content-Type': 'application/json'})
-            answer = urlopen(request, timeout=60).read().decode()
-            assert 'NaN' not in answer  # which JSON does not have
-            return json.loads(answer)['predictions']
-        agrees(ask(dict(dataframe_split=dict(columns=['smiles'], data=[[s] for s in ASKED]))), uri)
-        noted = load_requests(tmp_path / 'requests.csv')
-        assert len(noted) == len(ASKED) - 1 and set(noted.smiles) == {''} and set(noted.version) == {'1'}  # one cannot be read
-        with pytest.raises(HTTPError) as e:
-            ask(dict(dataframe_split=dict(columns=['molecule'], data=[['CCO']])))
-        assert e.value.code == 400
-        assert 'serving EsolPrediction version 1, the champion' in log.read_text()
-        assert here('serve', '--port', port, '--tracking-uri', uri).stderr.count('give another --port') == 1
-        def trusted():
-            [row] = ask(dict(dataframe_split=dict(columns=['smiles'], data=[['CCO']])))
-            return row['trusted']
-        assert trusted() == 'yes'
-        with turn(connect(uri)) as t: distrust(t, '1', '20 of 40 values lie outside their interval')
-        wait_until(lambda: trusted() == 'no: 20 of 40 values lie outside their interval', p, 20)
-        with turn(connect(uri)) as t: trust_again(t, '1', 'a batch of salts', 1)
-        wait_until(lambda: trusted() == 'yes', p, 20)
-        os.kill(p.pid, signal.SIGINT)
-        assert p.wait(20) == 0
 
 
 def test_altered_weights_answer_nobody(with_champion, tmp_path):

@@ -159,6 +159,14 @@ def test_clients_that_hang_up(server):
     assert 'Traceback' not in server.log.read_text()
 
 
+def test_what_cannot_be_started(server, here, two_versions):
+    uri = uri_of(two_versions)
+    for options, says in ((['--port', server.port], 'give another --port'), (['--pin', '9'], "no version '9'"),
+                          (['--share', 'challenger'], 'ALIAS=PART'), (['--port', '0'], 'port')):
+        done = here('serve', '--tracking-uri', uri, *(['--port', free_port()] if '--port' not in options else []), *options)
+        assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr, done.stderr
+
+
 def test_no_molecule_is_in_the_log_or_the_metrics(server):
     server.ask(['OC(=O)CCCCCBr', 'OC(=O)CCCCCBr('])
     assert 'CCCCCBr' not in server.log.read_text() + server.send('/metrics')[1]
