@@ -303,19 +303,24 @@ def _families() -> list[tuple[str, ...]]:
     return [names for names in _FAMILIES if all(_agrees(names, smiles) for smiles in _PROBES)]
 
 # %% ../../nbs/chem/06_descriptors.ipynb #1dee2f91
+def _together(mol: Chem.Mol, wanted: set[str]) -> dict[str, float]:
+    "What families and absent groups say of the descriptors that are wanted."
+    families = [family for family in _families() if not wanted.isdisjoint(family)]
+    if not families and wanted.isdisjoint(_GROUPS): return {}
+    read = _read_atoms(mol)
+    known = dict(_groups_not_in(read))
+    for family in families: known |= zip(family, _family(family, read), strict=True)
+    return known
+
 def describe(
     smiles: Molecule,                        # one
     names: Sequence[str] = DESCRIPTORS,      # of the descriptors that are wanted
 ) -> np.ndarray:  # (n_names,) float64
     "Some of RDKit's 2D descriptors of a molecule; raises `DataError` when it cannot be read."
     mol = parse_smiles(smiles)
-    wanted = set(names)
     with rdBase.BlockLogs():
         if any('EState' in name for name in names): _keep_states(mol)
-        read = _read_atoms(mol)
-        known = dict(_groups_not_in(read))
-        for family in _families():
-            if not wanted.isdisjoint(family): known |= zip(family, _family(family, read), strict=True)
+        known = _together(mol, set(names))
         x = np.array([known[name] if name in known else _value(name, mol) for name in names], dtype=np.float64)
     if 'Ipc' in names:
         ipc = names.index('Ipc')
