@@ -72,6 +72,7 @@ class _Held:
         self.pool = pool
         self.folder = tempfile.TemporaryDirectory()
         self.refusals: dict[str, tuple[float, str]] = {}  # version → when it is tried again, and why it was refused
+        self.left: set[str] = set()                       # versions that were not needed at the last look
 
     def trouble(self, seen: Snapshot, number: str) -> str:
         "Load a version where it is not loaded yet; what keeps it from being served, empty when nothing does."
@@ -97,9 +98,11 @@ class Held(_Held):
              numbers: list[str],   # of versions that are needed
              seen: Snapshot,       # the registry as it was read
     ):
-        "Note who is trusted; forget every other version that nobody asks about any more."
+        "Note who is trusted; forget versions that were not needed at the look before either, and that nobody asks."
+        left_before = self.left
+        self.left = set(self.pool.loaded) - set(numbers)
         for number in self.pool.loaded:
-            if number not in numbers and not self.pool.is_used(number): self.pool.drop(number)
+            if number in self.left & left_before and not self.pool.is_used(number): self.pool.drop(number)
             else: self.pool.doubt(number, distrusted(seen, number))
 
     def close(self):

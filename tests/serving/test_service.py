@@ -289,6 +289,27 @@ def test_sigterm_under_load_answers_what_was_taken(started):
     assert server.log.read_text().endswith('stopped\n') and 'Traceback' not in server.log.read_text()
 
 
+def test_many_switches_while_many_ask(started, tmp_path):
+    "`--pin` takes an alias, too: it moves to and fro, and nobody notices."
+    uri = uri_of(tmp_path)
+    set_alias('live', '1', tracking_uri=uri)
+    server = started('--pin', 'live')
+    over = Event()
+
+    def ask_on():
+        versions = []
+        while not over.is_set(): versions.append({row['model_version'] for row in server.ask(['CCO', 'c1ccccc1'])})
+        return versions
+    with ThreadPoolExecutor(8) as threads:
+        asking = [threads.submit(ask_on) for _ in range(8)]
+        for version in '2121212121':
+            set_alias('live', version, tracking_uri=uri)
+            wait_until(lambda version=version: json.loads(server.send('/ready')[1])['version'] == version, server.child)
+        over.set()
+        seen = [versions for f in asking for versions in f.result()]
+    assert {frozenset(versions) for versions in seen} == {frozenset('1'), frozenset('2')}
+
+
 @pytest.mark.alone
 def test_promotion_and_rollback_while_two_hundred_ask(started, tmp_path, quick):
     "Nothing fails, nothing is mixed, and the new version is live within two seconds."
