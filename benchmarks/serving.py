@@ -10,7 +10,7 @@ library    molecules per second of `bioai-esol predict --input … --output …`
            molecule of one process, beside RDKit's `CalcMolDescriptors` of the same molecules; `chemprop predict` on the same file
 requests   one molecule per request, from clients that ask again as soon as they are answered: requests per second, median and 99th
            percentile; beside MLflow's own server with the same version
-switches   200 requests per second while an alias moves from one version to the other and back
+switches   200 requests per second while the champion changes to and fro
 memory     of the server, while 8 clients ask for --minutes
 
 The molecules are ESOL's, and those of --data (`shared/data/aqsoldb_external.csv` beside the project when not given), again and again.
@@ -40,8 +40,7 @@ from rdkit.Chem import Descriptors
 
 from bioai_esol.chem.dataset import load_esol
 from bioai_esol.models.kaxis import one_thread
-from bioai_esol.registry.journal import snapshot
-from bioai_esol.registry.versions import set_alias
+from bioai_esol.registry.journal import MODEL, snapshot
 from bioai_esol.serving.predictor import load_version
 from bioai_esol.store.client import connect, sqlite_uri
 from bioai_esol.store.runs import fetch_artifacts
@@ -253,17 +252,17 @@ def mlflows(folder, version):
 
 
 def switches(folder, versions, smiles):
-    "An alias that is served moves to and fro, four times, under 200 requests per second: the load, and the seconds until each was live."
-    uri = sqlite_uri(folder / 'mlflow.db')
+    "The champion changes to and fro, four times, under 200 requests per second: the load, and the seconds until each was live."
+    from mlflow import MlflowClient
+    client = MlflowClient(sqlite_uri(folder / 'mlflow.db'))
     moved = []
 
     def move():
         for version in list(versions.values()) * 2:
             time.sleep(5)
-            set_alias('live', version, tracking_uri=uri)
+            client.set_registered_model_alias(MODEL, 'champion', version)
             moved.append((time.monotonic(), version))
-    set_alias('live', '2', tracking_uri=uri)
-    with ours(folder, '--pin', 'live') as (_, port): asked = load(port, smiles, 20, 27, .1, move)
+    with ours(folder) as (_, port): asked = load(port, smiles, 20, 27, .1, move)
     live = [min(t for t, _, v in asked.answers if v == version and t > when) - when for when, version in moved]
     return asked, live
 

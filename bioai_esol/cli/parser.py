@@ -369,7 +369,8 @@ def _serve_command(command: Command):
     p.add_argument('--port', metavar='N', default=5001, type=int, help='port (default 5001)')
     p.add_argument('--host', metavar='NAME', default='127.0.0.1',
                    help='address to listen on (default 127.0.0.1); there are no accounts: whoever reaches it may ask')
-    p.add_argument('--pin', metavar='VERSION', help='serve this version, a number or an alias, whatever is promoted')
+    p.add_argument('--pin', metavar='VERSION',
+                   help='serve this version, a number or whichever has this alias now, whatever is promoted later')
     p.add_argument('--share', metavar='ALIAS=PART',
                    help='another version answers a part of the molecules: challenger=0.1; always the same ones')
     _noting_options(p)

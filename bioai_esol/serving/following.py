@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from ..errors import BioaiError, ConfigError, StoreError
 from ..registry.journal import MODEL, snapshot, Snapshot, utc_text
-from ..registry.versions import distrusted, fetch_model, find_version
+from ..registry.versions import distrusted, fetch_model
 from .workers import Pool, Route
-from ..store.client import Store
+from ..store.client import sqlite_path, Store
 from ..training.worker import in_one_line
 
 # %% ../../nbs/serving/08_following.ipynb #96d0a156
@@ -33,6 +33,8 @@ class Share(NamedTuple):
         except ValueError: number = 0.
         if not alias or not 0 < number < 1:
             raise ConfigError(f"a share is ALIAS=PART with a part between 0 and 1, as challenger=0.1, not {text!r}")
+        if alias.isdigit() or alias == 'champion':
+            raise ConfigError(f"a share is for an alias of another version, as challenger=0.1, not for {alias!r}")
         return cls(alias, number)
 
 # %% ../../nbs/serving/08_following.ipynb #a62247ff
@@ -54,7 +56,7 @@ class Standing:
         if before is None or route != before.route:
             others = f', and {route.share:g} of the molecules version {route.other}' if route.other else ''
             new.append(f'version {version} is served{others}')
-        if before and self.refused != before.refused and self.refused:
+        if self.refused and (before is None or self.refused != before.refused):
             new.append(f'goes on with version {version}: {self.refused}')
         if before and bool(self.store_trouble) != bool(before.store_trouble):
             new.append(f'goes on with version {version}: {self.store_trouble}' if self.store_trouble else
@@ -119,7 +121,7 @@ class _Following:
                  store: Store,                    # that holds the registry
                  pool: Pool,                      # who answers
                  silent: Pool | None = None,      # who answers while nobody waits; nobody when not given
-                 pin: str | None = None,          # a version that is served whatever the aliases say
+                 pin: str | None = None,          # number of a version that is served whatever the aliases say
                  share: Share | None = None):     # of the molecules, for another version
         self.store, self.pin, self.share = store, pin, share
         self.held = Held(store, pool)
@@ -127,7 +129,7 @@ class _Following:
         self.standing: Standing | None = None
 
     def _number(self, seen: Snapshot) -> str:
-        if self.pin: return find_version(seen, self.pin)
+        if self.pin: return self.pin
         if seen.holder('champion') is None:
             raise BioaiError(f"{MODEL} has no champion in {self.store.uri}: run 'bioai-esol promote' first")
         return seen.aliases['champion']
@@ -145,20 +147,29 @@ class _Routed(_Following):
         trouble = self.held.trouble(seen, other)
         return (Route(number), trouble) if trouble else (Route(number, other, self.share.part), '')
 
-    def _silent(self, seen: Snapshot, route: Route) -> tuple[str, ...]:
-        "Who answers while nobody waits."
-        if self.beside is None: return ()
+    def _silent(self, seen: Snapshot, route: Route) -> tuple[tuple[str, ...], str]:
+        "Who answers while nobody waits, and what keeps somebody from it."
+        if self.beside is None: return (), ''
         named = dict.fromkeys(seen.aliases[alias] for alias in SILENT if alias in seen.aliases)
-        there = [v for v in named if v not in route.versions and not self.beside.trouble(seen, v)]
+        troubles = {v: self.beside.trouble(seen, v) for v in named if v not in route.versions}
+        there = [v for v, trouble in troubles.items() if not trouble]
         self.beside.keep(there, seen)
-        return tuple(there)
+        return tuple(there), next(filter(None, troubles.values()), '')
 
 # %% ../../nbs/serving/08_following.ipynb #9ebb910d
+def _require_file(store: Store):
+    "Raises `StoreError` where a store of one file has lost it: asking would make an empty one."
+    path = sqlite_path(store.uri)
+    if path and not path.exists(): raise StoreError(f'{path} is not there')
+
+# %% ../../nbs/serving/08_following.ipynb #1388634a
 class Following(_Routed):
     "What is served follows the registry, from one look to the next."
     def look(self):
         "Ask the registry, and serve what it says; raises `BioaiError` when nothing can be served yet."
-        try: now = self._follow(snapshot(self.store))
+        try:
+            _require_file(self.store)
+            now = self._follow(snapshot(self.store))
         except Exception as e:  # whatever it is, what was served before is served
             if self.standing is None: raise
             now = replace(self.standing, store_trouble=in_one_line(e))
@@ -171,9 +182,9 @@ class Following(_Routed):
             if self.standing is None: raise
             route = self.standing.route
             trouble = str(e)
-        silent = self._silent(seen, route)
+        silent, silent_trouble = self._silent(seen, route)
         self.held.keep(route.versions, seen)
-        return Standing(route, silent, distrusted(seen, route.version), trouble)
+        return Standing(route, silent, distrusted(seen, route.version), trouble or silent_trouble)
 
     def close(self):
         "Answer what waits, and end."

@@ -46,6 +46,7 @@ class RequestLog:
 
     def __post_init__(self):
         object.__setattr__(self, 'path', Path(self.path))
+        if self.path.is_dir(): raise DataError(f"cannot note requests in {self.path}: it is a folder, not a file")
         if not self.path.parent.is_dir():  # the lock would make it
             raise DataError(f"cannot note requests in {self.path}: there is no folder {self.path.parent}")
         self._append('')

@@ -21,6 +21,7 @@ from ..chem.census import cores
 from ..chem.molecules import canonical_smiles, standardise
 from ..errors import BioaiError, DataError, StoreError
 from ..models.kaxis import one_thread
+from ..registry.journal import utc_text
 from .predictor import load_predictor, Predictor
 from .requests import RequestLog
 from ..training.worker import die_with_parent, in_one_line
@@ -303,6 +304,7 @@ class _State:
     requests: RequestLog | None     # where what is asked is noted
     niceness: int                   # of the processes: 0 is usual, 19 leaves the others alone
     on_batch: Callable[[int, float], None]          # called with the molecules of a batch and its seconds
+    on_end: Callable[[], None]                      # called when a process has ended that should not
     waiting: _Waiting = field(default_factory=_Waiting)
     loaded: dict[str, str] = field(default_factory=dict)   # version → folder of its files
     doubts: dict[str, str] = field(default_factory=dict)   # version → why it is not trusted
@@ -326,6 +328,8 @@ class _Asking(threading.Thread):
         self.time_per_molecule = BATCH_TIME_S / 10  # seconds
 
     def _replace_process(self):
+        print(utc_text(), 'a process that answers has ended; another takes its place', file=sys.stderr, flush=True)
+        self.state.on_end()
         while not self.state.waiting.is_closed:
             self.process.end()
             try: self.process = self.state.start()
@@ -342,16 +346,8 @@ class _Asking(threading.Thread):
         for part in batch: part.question.fail(error)
 
 # %% ../../nbs/serving/07_workers.ipynb #55b29fbf
-class _Worker(_Asking):
-    "Takes batches from the line until it is closed."
-    def run(self):
-        waiting = self.state.waiting
-        while True:
-            most = min(int(BATCH_TIME_S / self.time_per_molecule) + 1, MAX_BATCH)
-            batch = waiting.take(most)
-            if batch: self._answer(batch)
-            elif waiting.is_closed: return self.process.end(ANSWER_TIMEOUT_S if self.state.loaded else 0.)
-
+class _InBatches(_Asking):
+    "Answers batches."
     def _answer(self, batch: list[_Part], is_second: bool = False):
         start = time.monotonic()
         smiles = [text for part in batch for text in part.smiles]
@@ -366,6 +362,24 @@ class _Worker(_Asking):
             with waiting.changed: part.question.put(part.where, rows[:n])
             rows = rows[n:]
 
+
+# %% ../../nbs/serving/07_workers.ipynb #dc84ed59
+class _Worker(_InBatches):
+    "Takes batches from the line until it is closed."
+    def run(self):
+        waiting = self.state.waiting
+        while True:
+            most = min(int(BATCH_TIME_S / self.time_per_molecule) + 1, MAX_BATCH)
+            batch = waiting.take(most)
+            if batch: self._try(batch)
+            elif waiting.is_closed: return self.process.end(ANSWER_TIMEOUT_S if self.state.loaded else 0.)
+
+    def _try(self, batch: list[_Part]):
+        "Whatever goes wrong over a batch, the next one is answered."
+        try: self._answer(batch)
+        except Exception as e:  # noqa: BLE001 -- whoever asked is told
+            for part in batch: part.question.fail(BioaiError(in_one_line(e)))
+
 # %% ../../nbs/serving/07_workers.ipynb #f48def74
 class _Ordering:
     "Processes, which begin without any version."
@@ -373,8 +387,9 @@ class _Ordering:
                  n: int | None = None,                # processes; one per core when not given
                  requests: RequestLog | None = None,  # where what is asked is noted; nowhere when not given
                  niceness: int = 0,                   # of the processes: 0 is usual, 19 leaves the others alone
-                 on_batch: Callable[[int, float], None] = lambda n, seconds: None):  # called after each batch
-        self._state = _State(requests, niceness, on_batch)
+                 on_batch: Callable[[int, float], None] = lambda n, seconds: None,  # called after each batch
+                 on_end: Callable[[], None] = lambda: None):  # called when a process has ended that should not
+        self._state = _State(requests, niceness, on_batch, on_end)
         self._workers = [_Worker(self._state) for _ in range(n or cores())]
         for worker in self._workers: worker.start()
 
@@ -444,9 +459,9 @@ class Pool(_Answering):
         return self._state.waiting.in_use.get(version, 0) > 0
 
     @property
-    def is_alive(self) -> bool:
-        "Is there a process that answers?"
-        return any(worker.process.is_alive for worker in self._workers)
+    def n_alive(self) -> int:
+        "Processes that answer."
+        return sum(worker.is_alive() and worker.process.is_alive for worker in self._workers)
 
     @property
     def n_waiting(self) -> int:

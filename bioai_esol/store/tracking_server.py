@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MIN_PASSWORD_LENGTH', 'SERVER_START_TIMEOUT_S', 'SERVER_STOP_TIMEOUT_S', 'ServerSettings', 'port_finding',
-           'preflight', 'accounts', 'host_headers', 'server_command', 'run_process', 'run_server']
+           'preflight', 'accounts', 'host_patterns', 'server_command', 'run_process', 'run_server']
 
 # %% ../../nbs/store/06_tracking_server.ipynb #c63f9a6e
-import getpass, importlib.util, ipaddress, os, secrets, signal, socket, sqlite3, subprocess, sys, time
+import errno, getpass, importlib.util, ipaddress, os, secrets, signal, socket, sqlite3, subprocess, sys, time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -67,11 +67,16 @@ def port_finding(
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((s.host, s.port))
+    except socket.gaierror as e:
+        return Finding(f'address {s.host!r}', False, f'cannot be listened on: {e.strerror}', 'give another host=…')
     except OSError as e:
+        if e.errno == errno.EADDRNOTAVAIL:
+            return Finding(f'address {s.host}', False, 'is not one of this machine', 'give another host=…')
         return Finding(what, False, f"cannot be had on {s.host}: {e.strerror or e}",
                        'stop what listens there, or give another port=…')
     return Finding(what, True, f"is free on {s.host}")
 
+# %% ../../nbs/store/06_tracking_server.ipynb #1747d18c
 def _contradictions(s: ServerSettings) -> Iterator[Finding]:
     "Settings that do not go together, and a package that they need."
     if s.public and not s.auth:
@@ -150,16 +155,15 @@ def accounts(
     return env if _has_accounts(database) else env | dict(MLFLOW_AUTH_ADMIN_PASSWORD=_first_password(folder))
 
 # %% ../../nbs/store/06_tracking_server.ipynb #cb84808f
-def host_headers(
+def host_patterns(
     s: ServerSettings,  # of which `host` and `port` are used
 ) -> list[str]:
-    "The Host headers of requests that are meant for this server; `MLFLOW_SERVER_ALLOWED_HOSTS` may name others."
-    said = os.environ.get('MLFLOW_SERVER_ALLOWED_HOSTS')
-    if said: return [name.strip() for name in said.split(',')]
+    "The Host headers of requests that are meant for this server; those in `MLFLOW_SERVER_ALLOWED_HOSTS`, too."
+    said = os.environ.get('MLFLOW_SERVER_ALLOWED_HOSTS', '').split(',')
     names = {socket.gethostname(), socket.getfqdn(), s.host, 'localhost', '127.0.0.1'} - {'0.0.0.0', '::'}
     with suppress(OSError):
         for *_, (address, *_) in socket.getaddrinfo(socket.gethostname(), None): names.add(address)
-    return sorted([*names, *(f'{name}:{s.port}' for name in names)])
+    return sorted({*names, *(f'{name}:{s.port}' for name in names), *filter(None, map(str.strip, said))})
 
 def _environment(s: ServerSettings, direct: bool) -> dict[str, str]:
     "What could be a secret, and how the server behaves."
@@ -170,7 +174,7 @@ def _environment(s: ServerSettings, direct: bool) -> dict[str, str]:
     place = 'MLFLOW_DEFAULT_ARTIFACT_ROOT' if direct else 'MLFLOW_ARTIFACTS_DESTINATION'
     env[place] = s.artifacts or (s.folder / 'mlartifacts').absolute().as_uri()
     if s.s3_endpoint: env['MLFLOW_S3_ENDPOINT_URL'] = s.s3_endpoint
-    if s.public: env['MLFLOW_SERVER_ALLOWED_HOSTS'] = ','.join(host_headers(s))
+    if s.public: env['MLFLOW_SERVER_ALLOWED_HOSTS'] = ','.join(host_patterns(s))
     return env
 
 # %% ../../nbs/store/06_tracking_server.ipynb #5c29754c

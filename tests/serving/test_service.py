@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -30,7 +31,7 @@ from bioai_esol.store.client import connect
 
 JSON = {'Content-Type': 'application/json'}
 HOSTILE = ['', ' ', 'C1CC', 'c1cccc1', 'C(C)(C)(C)(C)C', '[Xx]', '((((', 'C' * 5000, '1' * 4000, '[C' * 900, 'CCO\x00', 'CCO\nCCN', '=', '.',
-           '\ud800', 'é', '<script>', "'; drop table runs; --", None, 3, 2.5, True, [], {'a': 1}]
+           '\ud800', 'é', '<script>', "'; drop table runs; --", None, 3, 2.5, True, float('nan'), float('inf')]
 
 
 class Server:
@@ -115,14 +116,17 @@ def test_it_speaks_as_mlflow_does(server):
     assert unreadable['log_solubility'] is None and unreadable['error']
     assert server.send('/invocations', 'smiles\nCCO\n', {'Content-Type': 'text/csv'})[1] == json.dumps(dict(predictions=[ethanol]))
     assert server.send('/invocations', json.dumps(dict(instances=[])))[1] == '{"predictions": []}'
-    assert json.loads(server.send('/ready')[1]) == dict(version='2', trusted=True, refused='', store_trouble='')
+    ready = json.loads(server.send('/ready')[1])
+    assert ready == dict(version='2', trusted=True, doubt='', refused='', store_trouble='', processes=ready['processes']) and ready['processes']
 
 
 @pytest.mark.parametrize('status, body, says', [
     (400, b'{"dataframe_split": ', 'not JSON'),
     (400, b'null', 'one of the keys'),
     (400, b'\xff\xfe', 'not UTF-8'),
-    (400, b'{"inputs": null}', "not a table with a column 'smiles'"),
+    (400, b'{"inputs": null}', 'must be a list'),
+    (400, b'{"dataframe_records": {"smiles": "CCO"}}', 'must be a list, and is {"smiles": "CCO"}'),
+    (400, b'{"instances": [{"smiles": ["CCO"]}]}', 'molecule 1 must be a SMILES'),
     (400, b'{"dataframe_split": {"columns": ["molecule"], "data": [["CCO"]]}}', "no column 'smiles' (columns: molecule)"),
     (413, json.dumps(dict(instances=['C'] * 100_000)).encode(), '10,000 are the limit'),
     (413, json.dumps(dict(instances=['CCCCCCCC'] * 1_000_000)).encode(), 'bytes, the limit')])
@@ -137,6 +141,9 @@ def test_a_request_that_nobody_can_answer(server, status, body, says):
 def test_only_this_machine_is_answered(server):
     assert server.send('/invocations', '{"instances": ["CCO"]}', JSON | {'Host': 'evil.example'})[0] == 400
     assert server.send('/ping', headers={'Host': f'localhost:{server.port}'})[0] == 200
+    status, text = server.send('/invocation')
+    assert status == 404 and 'POST /invocations' in json.loads(text)['message']
+    assert server.send('/invocations', b'x', JSON | {'Content-Encoding': 'gzip'})[0] == 415
     [listens] = {c.laddr.ip for c in psutil.Process(server.child.pid).net_connections() if c.status == 'LISTEN'}
     assert listens == '127.0.0.1'
 
@@ -162,7 +169,8 @@ def test_clients_that_hang_up(server):
 def test_what_cannot_be_started(server, here, two_versions):
     uri = uri_of(two_versions)
     for options, says in ((['--port', server.port], 'give another --port'), (['--pin', '9'], "no version '9'"),
-                          (['--share', 'challenger'], 'ALIAS=PART'), (['--port', '0'], 'port')):
+                          (['--share', 'challenger'], 'ALIAS=PART'), (['--port', '0'], 'port'), (['--host', '8.8.8.8'], 'not one of this machine'),
+                          (['--host', 'nosuch.invalid'], "address 'nosuch.invalid'"), (['--note-requests', two_versions], 'a folder, not a file')):
         done = here('serve', '--tracking-uri', uri, *(['--port', free_port()] if '--port' not in options else []), *options)
         assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr, done.stderr
 
@@ -205,6 +213,7 @@ def test_a_process_that_is_killed_is_replaced(server):
         for p in before: p.kill()
         assert {row['model_version'] for f in asked for row in f.result()} == {'2'}
     assert server.send('/ping')[0] == 200 and not {p.pid for p in before} & {p.pid for p in answering()}
+    assert server.metric('bioai_esol_replaced_processes_total') == len(before) and 'another takes its place' in server.log.read_text()
 
 
 def test_trust_is_told_as_it_changes(started, tmp_path):
@@ -248,7 +257,6 @@ def test_files_that_were_altered_are_never_served(started, tmp_path):
     weights = tmp_path / 'mlartifacts' / run_id / 'artifacts/model/artifacts/weights.safetensors'
     intact = weights.read_bytes()
     weights.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
-    with turn(connect(uri)): pass
     from mlflow import MlflowClient
     MlflowClient(uri).set_registered_model_alias('EsolPrediction', 'champion', '1')  # by whoever does not ask us
     wait_until(lambda: server.metric('bioai_esol_refused') == 1, server.child)
@@ -257,6 +265,19 @@ def test_files_that_were_altered_are_never_served(started, tmp_path):
     weights.write_bytes(intact)
     wait_until(lambda: server.version == '1', server.child, 30)
     assert server.metric('bioai_esol_refused') == 0
+
+
+@pytest.mark.parametrize('options', [['--share', 'challenger=0.5'], ['--note-requests', 'requests.csv']])
+def test_another_version_that_was_altered_is_told(started, tmp_path, options):
+    uri = uri_of(tmp_path)
+    set_alias('challenger', '1', tracking_uri=uri)
+    run_id = snapshot(connect(uri)).versions['1'].run_id
+    weights = tmp_path / 'mlartifacts' / run_id / 'artifacts/model/artifacts/weights.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-1] + b'\1')
+    server = started(*options)
+    assert {row['model_version'] for row in server.ask(list(load_esol().smiles[:20]))} == {'2'}
+    assert server.metric('bioai_esol_refused') == 1 and 'version 1 cannot be loaded' in json.loads(server.send('/ready')[1])['refused']
+    assert 'goes on with version 2: version 1 cannot be loaded' in server.log.read_text()
 
 
 def test_a_store_that_is_gone(two_versions, tmp_path):
@@ -276,6 +297,29 @@ def test_a_store_that_is_gone(two_versions, tmp_path):
     finally: running.__exit__(None, None, None)
 
 
+def test_a_file_that_is_replaced_or_gone(started, tmp_path):
+    "As when a backup is put back: a connection that is kept would never notice."
+    server = started()
+    file, away = tmp_path / 'mlflow.db', tmp_path / 'away.db'
+    file.rename(away)
+    wait_until(lambda: server.metric('bioai_esol_store_reachable') == 0, server.child)
+    assert server.version == '2' and 'is not there' in server.log.read_text() and not file.exists()
+    shutil.copy(away, file)
+    wait_until(lambda: server.metric('bioai_esol_store_reachable') == 1, server.child)
+    assert rollback('a test', tracking_uri=uri_of(tmp_path)).approved
+    wait_until(lambda: server.version == '1', server.child)
+
+
+def test_half_a_request_does_not_hold_the_end(started):
+    server = started()
+    with socket.create_connection(('127.0.0.1', server.port)) as s:
+        s.sendall(b'POST /invocations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{')
+        time.sleep(.5)
+        os.kill(server.child.pid, signal.SIGTERM)
+        assert server.child.wait(20) == 0
+    assert 'Traceback' not in server.log.read_text()
+
+
 def test_sigterm_under_load_answers_what_was_taken(started):
     server = started('--pin', '1')
     smiles = list(load_esol().smiles)
@@ -290,10 +334,9 @@ def test_sigterm_under_load_answers_what_was_taken(started):
 
 
 def test_many_switches_while_many_ask(started, tmp_path):
-    "`--pin` takes an alias, too: it moves to and fro, and nobody notices."
-    uri = uri_of(tmp_path)
-    set_alias('live', '1', tracking_uri=uri)
-    server = started('--pin', 'live')
+    "The alias moves to and fro, by whoever does not ask us, and nobody notices."
+    from mlflow import MlflowClient
+    client, server = MlflowClient(uri_of(tmp_path)), started()
     over = Event()
 
     def ask_on():
@@ -302,8 +345,8 @@ def test_many_switches_while_many_ask(started, tmp_path):
         return versions
     with ThreadPoolExecutor(8) as threads:
         asking = [threads.submit(ask_on) for _ in range(8)]
-        for version in '2121212121':
-            set_alias('live', version, tracking_uri=uri)
+        for version in '1212121212':
+            client.set_registered_model_alias('EsolPrediction', 'champion', version)
             wait_until(lambda version=version: json.loads(server.send('/ready')[1])['version'] == version, server.child)
         over.set()
         seen = [versions for f in asking for versions in f.result()]
