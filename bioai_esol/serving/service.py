@@ -24,8 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import BioaiError
 from ..registry.journal import MODEL, snapshot
-from ..registry.versions import find_version
-from .following import Follower, Following, Share, Standing
+from .following import Follower, Following, Share, Standing, wanted_version
 from .requests import RequestLog
 from .workers import Busy, Pool, Route, Row
 from ..store.client import connect
@@ -394,11 +393,11 @@ def serve(
     require([port_finding(settings)])
     os.environ.setdefault('MLFLOW_SQLALCHEMYSTORE_POOLCLASS', 'NullPool')
     store = connect(tracking_uri)
-    pin = find_version(snapshot(store), pin) if pin else None
+    number = wanted_version(store, snapshot(store), pin)
     metrics = Metrics()
     pool = Pool(requests=requests, on_batch=metrics.batch, on_end=metrics.replaced.inc)
     silent = Pool(1, requests, niceness=19, on_end=metrics.replaced.inc) if requests else None
-    following = Following(store, pool, silent, pin, share)
+    following = Following(store, pool, silent, number if pin else None, share)
     with _followed(following), _sigterm_is_answered():
         greeting = _greeting(_roles(following.standing, pin, share), settings.url, requests)
         _run(make_app(Service(following, pool, silent, metrics), host_patterns(settings)), settings, greeting)
