@@ -42,7 +42,7 @@ class Share(NamedTuple):
 @dataclass(frozen=True)
 class Standing:
     "What is served, and what keeps it from being what the registry says."
-    route: Route
+    route: Route                  # which versions answer
     silent: tuple[str, ...] = ()  # versions that answer the same molecules, while nobody waits for them
     doubt: str = ''               # why the version that is served is not trusted
     refused: str = ''             # why a version that the registry names is not served

@@ -37,9 +37,11 @@ MAX_BODY_BYTES = 10_000_000   # of one request
 
 class Refused(BioaiError):
     "A request that is not answered."
-    def __init__(self, status: int, why: str):
+    def __init__(self,
+                 status: int,   # of HTTP
+                 why: str):     # in words
         super().__init__(why)
-        self.status = status   # of HTTP
+        self.status = status
 
 def _listed(values: object, what: str) -> list:
     "Raises `Refused` for what is not a list."
