@@ -277,7 +277,10 @@ def is_ours(
 
 class HostCheck:
     "Refuses requests that are meant for another name."
-    def __init__(self, app: ASGIApp, hosts: list[str]): self.app, self.hosts = app, hosts
+    def __init__(self,
+                 app: ASGIApp,       # that answers the others
+                 hosts: list[str]):  # patterns, see `is_ours`
+        self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         "As ASGI has it."
