@@ -68,6 +68,7 @@ class Standing:
 
 # %% ../../nbs/serving/08_following.ipynb #c68230ad
 RETRY_INTERVAL_S = 10.             # seconds until a version that was refused is tried again
+
 class _Held:
     "Versions of the registry, loaded into processes; some of them refused."
     def __init__(self, store: Store, pool: Pool):

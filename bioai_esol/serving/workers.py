@@ -340,10 +340,9 @@ class _Asking(threading.Thread):
     def _failed(self, batch: list[_Part], error: BioaiError, is_second: bool):
         "Each of them once more, alone; for the second time it is an error of its own."
         if isinstance(error, _Died): self._replace_process()
-        if not is_second:
-            for part in batch: self._answer([part], True)
-            return
-        for part in batch: part.question.fail(error)
+        for part in batch:
+            if is_second: part.question.fail(error)
+            else: self._answer([part], True)
 
 # %% ../../nbs/serving/07_workers.ipynb #55b29fbf
 class _InBatches(_Asking):
@@ -408,8 +407,9 @@ class _Loading(_Ordering):
     ):
         "Load a version into every process; raises `StoreError` when one of them cannot."
         trouble = self._order('load', version, folder)
-        if trouble: self._order('drop', version)
-        if trouble: raise StoreError(trouble)
+        if trouble:
+            self._order('drop', version)
+            raise StoreError(trouble)
         self._state.loaded[version] = folder
 
     def drop(self, version: str):
