@@ -62,6 +62,9 @@ class _Graphs:
         return {}
 
 # %% ../../nbs/models/08_fitted.ipynb #7ac49f12
+_COSTLY = ('EState', 'qed', 'SPS', 'Ipc', 'BertzCT', 'FpDensity')  # in the names of descriptors that are left out
+_READ = [name for name in DESCRIPTORS if not any(part in name for part in _COSTLY)]
+
 class MoleculeSet(_Graphs):
     "Molecules, featurised when a model asks for it and then kept."
     @cached_property
@@ -77,8 +80,8 @@ class MoleculeSet(_Graphs):
 
     @property
     def descriptors(self) -> np.ndarray:
-        "All descriptors, (n, n_descriptors): a model in training does not know yet which of them it will use."
-        return self.described(DESCRIPTORS)
+        "Those that models fitted now read, (n, n_descriptors)."
+        return self.described(_READ)
 
     @cached_property
     def learned(self) -> np.ndarray:
@@ -149,9 +152,10 @@ def regressor_info(
     architecture: str,   # of a model on descriptors
 ) -> dict:               # a part of `FittedModel.info`
     "What a model on descriptors that is fitted now reads."
-    info = dict(architecture=architecture, descriptors=list(DESCRIPTORS))
+    info = dict(architecture=architecture, descriptors=list(_READ))
     return info | (dict(pretrained=PRETRAINED) if ARCHITECTURES[architecture].pretrained else {})
 
+# %% ../../nbs/models/08_fitted.ipynb #e785efb9
 def regressor_input(
     info: dict,               # of `FittedModel`
     molecules: MoleculeSet,   # n molecules

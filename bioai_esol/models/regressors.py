@@ -177,21 +177,27 @@ def _ready_process(fitted: Arrays) -> Arrays:
     "What the answers of a process need of its fitted numbers, computed once."
     from scipy.linalg import solve_triangular
     inverse = solve_triangular(fitted['L'], np.eye(len(fitted['L'])), lower=True)
-    ready = fitted | dict(zip(('inverse.high', 'inverse.low'), _halves(inverse)))
-    if 'mean.X' not in fitted: return ready
-    wide = fitted['mean.X'].astype(np.float64)
-    ready['mean.squared'] = (wide ** 2).sum(axis=1)
-    return ready | dict(zip(('mean.high', 'mean.low'), _halves(wide)))
+    ready = fitted | _split('inverse', inverse)
+    for name in ('X', 'mean.X'):
+        if name not in fitted: continue
+        X = fitted[name].astype(np.float64)
+        ready |= _split(name, X) | {f'{name}.squared': (X ** 2).sum(axis=1)}
+    return ready
+
+def _split(name: str, A: np.ndarray) -> Arrays:
+    return dict(zip((f'{name}.high', f'{name}.low'), _halves(A)))
+
+def _near(X: np.ndarray, name: str, ready: Arrays) -> np.ndarray:  # (n, n_columns) -> (n, n_train)
+    "Covariance of molecules with those of training, from a² + b² - 2ab."
+    product = _exact_product(X, (ready[f'{name}.high'], ready[f'{name}.low']))
+    return _covariance((X ** 2).sum(axis=1)[:, None] + ready[f'{name}.squared'] - 2 * product, ready)
 
 def _mean(X: np.ndarray, K: np.ndarray, ready: Arrays) -> np.ndarray:  # (n, n_columns), (n, n_train) -> (n,)
     if 'mean.X' not in ready: return (K * ready['alpha']).sum(axis=1)
-    product = _exact_product(X, (ready['mean.high'], ready['mean.low']))
-    squared = (X ** 2).sum(axis=1)[:, None] + ready['mean.squared'] - 2 * product
-    return (_covariance(squared, ready) * ready['mean.alpha']).sum(axis=1)
+    return (_near(X, 'mean.X', ready) * ready['mean.alpha']).sum(axis=1)
 
 def _process(X: np.ndarray, ready: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.spatial.distance import cdist
-    K = _covariance(cdist(X, ready['X'], 'sqeuclidean'), ready)                        # (n, n_train)
+    K = _near(X, 'X', ready)                                                           # (n, n_train)
     v = _exact_product(K, (ready['inverse.high'], ready['inverse.low']))               # (n, n_train)
     variance = ready['amplitude'] + ready['noise'] - (v ** 2).sum(axis=1)
     sd = np.sqrt(np.maximum(variance, GP_MIN_VARIANCE)) * ready['target.sd']

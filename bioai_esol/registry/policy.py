@@ -387,8 +387,10 @@ def choose_candidate(
     return Candidates(runs, failed, force).choose(policy or Policy())
 
 # %% ../../nbs/registry/01_policy.ipynb #80d912b9
-def _reproduced_exactly(before: float, after: float) -> Rule:
+def _reproduced_exactly(before: float, after: float, old: str | None, new: str | None) -> Rule:
     text = f"best_val_rmse was {before!r}, the repetition gave {after!r}; on the same machine they must be equal"
+    if before != after and old and new and old != new:
+        text += f"; code {old[:12]} trained it, code {new[:12]} repeated it: sweep again with the code of now"
     return Rule('reproduced', before == after, text, after, before)
 
 def _reproduced_nearly(before: float, after: float, policy: Policy) -> Rule:
@@ -397,6 +399,7 @@ def _reproduced_nearly(before: float, after: float, policy: Policy) -> Rule:
     text = f"best_val_rmse was {before:.6f}, the repetition gave {after:.6f}: {off:.2%} apart, {allowed:.0%} allowed"
     return Rule('reproduced', off <= allowed, text, off, allowed)
 
+# %% ../../nbs/registry/01_policy.ipynb #1cd52169
 def decide_reproduction(
     original: Mapping,            # the chosen run
     repeated: Mapping,            # its repetition
@@ -410,7 +413,8 @@ def decide_reproduction(
         rule = Rule('reproduced', False, f"best_val_rmse was {before}, the repetition gave {after}")
     elif differences: rule = _reproduced_nearly(before, after, policy)
     else:
-        rule = _reproduced_exactly(before, after)
+        codes = _text(original, 'code_version'), _text(repeated, 'code_version')
+        rule = _reproduced_exactly(before, after, *codes)
         note = 'bit for bit' if rule.passed else ''
     return Decision(f"reproduction of {original.get('run_name', 'the run')}", (_finished(repeated), rule), note)
 
