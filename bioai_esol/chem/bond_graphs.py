@@ -18,16 +18,15 @@ from torch import Tensor
 from ..errors import DataError
 from .molecules import bonds_of, Molecule, parse_smiles
 from .graphs import (Atoms, concatenated_ranges, normalised, PackedBatch, range_bounds, range_starts,
-                                    read_atoms, slice_rows, Sparse, target_tensor)
+                                    read_atoms, read_numbers, slice_rows, Sparse, target_tensor)
 
 # %% ../../nbs/chem/08_bond_graphs.ipynb #27206621
 def read_bonds(
     mols: Sequence[Chem.Mol],  # as RDKit read them
 ) -> Tensor:                   # (n_bonds, 3) int64: type, stereo mark, conjugated?
     "What RDKit says of the bonds of molecules, one molecule behind the other."
-    found = [number for m in mols for b in bonds_of(m)
-             for number in (int(b.GetBondType()), int(b.GetStereo()), int(b.GetIsConjugated()))]
-    return torch.tensor(found, dtype=torch.int64).view(-1, 3)
+    readers = Chem.Bond.GetBondType, Chem.Bond.GetStereo, Chem.Bond.GetIsConjugated
+    return read_numbers(map(bonds_of, mols), readers)
 
 def directed(
     ends: Tensor,  # (2, n_bonds) int64, atoms at both ends of each bond
