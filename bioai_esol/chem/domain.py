@@ -16,7 +16,7 @@ from rdkit import Chem
 
 from .columns import Property
 from .descriptors import descriptor_table
-from .molecules import atoms_of, bonds_of, fingerprint, Molecule, parse_smiles, similarity
+from .molecules import atoms_of, bonds_of, fingerprint, Molecule, parse_smiles, Prints, similarity
 
 # %% ../../nbs/chem/09_domain.ipynb #e38f3d74
 _COMMON_BONDS = ('SINGLE', 'DOUBLE', 'TRIPLE', 'AROMATIC')
@@ -121,9 +121,9 @@ class _Taught:
         return frozenset().union(*map(traits, self.training))
 
     @cached_property
-    def prints(self) -> list:
+    def prints(self) -> Prints:
         "The fingerprints of the training molecules."
-        return [fingerprint(smiles) for smiles in self.training]
+        return Prints.of([fingerprint(smiles) for smiles in self.training])
 
     @cached_property
     def ranges(self) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_SMILES_CHARS', 'Molecule', 'DEFAULT_RULE', 'AS_WRITTEN', 'divide_smiles', 'parse_smiles', 'atoms_of', 'bonds_of',
            'as_text', 'canonical_smiles', 'Standardisation', 'Standardised', 'apply_rule', 'read_and_standardise',
-           'standardise', 'fingerprint', 'similarity']
+           'standardise', 'fingerprint', 'Prints', 'similarity']
 
 # %% ../../nbs/chem/01_molecules.ipynb #093315fe
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 from rdkit import Chem, rdBase
-from rdkit.Chem import DataStructs, rdFingerprintGenerator
+from rdkit.Chem import rdFingerprintGenerator
 from rdkit.DataStructs import ExplicitBitVect
 
 from ..errors import DataError, Settings
@@ -190,18 +190,49 @@ def _check_size(mol: Chem.Mol, text: str, rule: Standardisation):
     raise DataError(f"{shown!r} has {n:,} heavy atoms, at most {rule.max_atoms} are read (max_atoms=…)")
 
 # %% ../../nbs/chem/01_molecules.ipynb #bb687cf0
-_MORGAN = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
+_BITS = 2048  # of a fingerprint
+_MORGAN = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=_BITS)
 
 def fingerprint(
     smiles: Molecule,  # one
-) -> ExplicitBitVect:  # 2048 bits
+) -> ExplicitBitVect:  # 2048 bits, at least one of them set
     "The Morgan fingerprint of a molecule; raises `DataError` when it cannot be read."
     return _MORGAN.GetFingerprint(parse_smiles(smiles))
 
+
+# %% ../../nbs/chem/01_molecules.ipynb #f8580b95
+@dataclass(frozen=True)
+class Prints:
+    "Fingerprints of several molecules, by their bits."
+    having: tuple[np.ndarray, ...]  # of each bit, which molecules have it
+    sizes: np.ndarray               # (n,) int64, bits that each molecule has
+
+    @classmethod
+    def of(cls,
+           prints: Sequence[ExplicitBitVect],  # of n molecules
+    ) -> 'Prints':
+        "These fingerprints."
+        having = [[] for _ in range(_BITS)]
+        for i, own in enumerate(prints):
+            for bit in own.GetOnBits(): having[bit].append(i)
+        sizes = np.array([own.GetNumOnBits() for own in prints], dtype=np.int64)
+        return cls(tuple(np.array(which, dtype=np.int64) for which in having), sizes)
+
+    def similarities(self,
+                     own: ExplicitBitVect,  # of another molecule
+    ) -> np.ndarray:                        # (n,) between 0 and 1
+        "Its Tanimoto similarity to each."
+        bits = own.GetOnBits()
+        common = np.bincount(np.concatenate([self.having[bit] for bit in bits]), minlength=len(self.sizes))
+        return common / (len(bits) + self.sizes - common)
+
+
+# %% ../../nbs/chem/01_molecules.ipynb #cddbde58
 def similarity(
-    smiles: Sequence[Molecule],                 # n
-    training: Sequence[str | ExplicitBitVect],  # molecules a model was trained on: SMILES, or their fingerprints
-) -> np.ndarray:                                # (n,) between 0 and 1
+    smiles: Sequence[Molecule],          # n
+    training: Sequence[str] | Prints,    # molecules a model was trained on: SMILES, or their fingerprints
+) -> np.ndarray:                         # (n,) between 0 and 1
     "Largest Tanimoto similarity of each molecule to a training molecule."
-    known = [fingerprint(s) if isinstance(s, str) else s for s in training]
-    return np.array([max(DataStructs.BulkTanimotoSimilarity(fingerprint(s), known)) for s in smiles])
+    known = training if isinstance(training, Prints) else Prints.of([fingerprint(s) for s in training])
+    return np.array([known.similarities(fingerprint(s)).max() for s in smiles])
+

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..chem.dataset import Dataset
 from ..chem.descriptors import descriptor_table
 from ..chem.domain import carried_range, Domain, SIZES
-from ..chem.molecules import fingerprint, similarity
+from ..chem.molecules import fingerprint, Prints
 from ..chem.graphs import merge_atoms, MolecularGraphs
 from ..chem.split import held_out_folds, Split
 from ..errors import ConfigError
@@ -47,7 +47,8 @@ def _domain(training: list[str]) -> dict:
     nearest = [0.]  # of a molecule that has no other
     if len(training) > 1:
         some = range(0, len(training), math.ceil(len(training) / LIMIT_MOLECULES))
-        nearest = [similarity([training[i]], prints[:i] + prints[i + 1:])[0] for i in some]
+        known = Prints.of(prints)
+        nearest = [np.delete(known.similarities(prints[i]), i).max() for i in some]
     rare = applicability_limit(nearest, RARE_QUANTILE)
     return dict(training=training, limit=applicability_limit(nearest), rare_limit=rare)
 
