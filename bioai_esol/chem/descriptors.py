@@ -12,11 +12,12 @@ import math
 import multiprocessing as mp
 import operator
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial, reduce
+from functools import cache, cached_property, lru_cache, partial, reduce
 from inspect import signature
 from pathlib import Path
 
@@ -51,23 +52,63 @@ def _keep_states(mol: Chem.Mol):
     mol._eStateIndices = felt.sum(axis=0) + own
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3d1
+_Link = tuple[int, float, bool]  # to which atom, of which order, in a ring?
+
 @dataclass(frozen=True)
 class _Atoms:
-    "A molecule, and what is asked of its atoms again and again."
+    "A molecule, and what is asked of its atoms and bonds again and again."
     mol: Chem.Mol
     atoms: list[Chem.Atom]
     numbers: list[int]      # of their elements
     hydrogens: list[int]    # bound to each, without those that are atoms themselves
+    degrees: list[int]      # how many atoms each is bound to
+    charges: list[int]      # formal ones
+    bonds: list[Chem.Bond]
+    ends: list[tuple[int, int]]  # of each bond, the atom with the smaller number first
+    orders: list[float]     # of each bond; 1.5 where it is aromatic
+    is_aromatic: list[bool] # each atom?
     has_hydrogen: bool      # as an atom of its own, such as deuterium
 
+    @cached_property
+    def links(self) -> list[list[_Link]]: return _links(self)  # of each atom
+
+    @cached_property
+    def shares(self) -> list[tuple[float, float]]:
+        "Of each atom, in logP and in the refraction, after Crippen."
+        return rdMolDescriptors._CalcCrippenContribs(self.mol)
+
+    @cached_property
+    def partial_charges(self) -> list[float] | None: return _charges(self)
+
+
+# %% ../../nbs/chem/06_descriptors.ipynb #bde59e59
 def _read_atoms(mol: Chem.Mol) -> _Atoms:
-    atoms = atoms_of(mol)
-    numbers = [atom.GetAtomicNum() for atom in atoms]
-    return _Atoms(mol, atoms, numbers, [atom.GetTotalNumHs() for atom in atoms], 1 in numbers)
+    atoms, bonds = atoms_of(mol), bonds_of(mol)
+    numbers = list(map(Chem.Atom.GetAtomicNum, atoms))
+    pairs = zip(map(Chem.Bond.GetBeginAtomIdx, bonds), map(Chem.Bond.GetEndAtomIdx, bonds))
+    return _Atoms(
+        mol, atoms, numbers, hydrogens=list(map(Chem.Atom.GetTotalNumHs, atoms)),
+        degrees=list(map(Chem.Atom.GetDegree, atoms)), charges=list(map(Chem.Atom.GetFormalCharge, atoms)),
+        is_aromatic=list(map(Chem.Atom.GetIsAromatic, atoms)), has_hydrogen=1 in numbers, bonds=bonds,
+        ends=[(a, b) if a < b else (b, a) for a, b in pairs], orders=list(map(Chem.Bond.GetBondTypeAsDouble, bonds)))
+
+def _links(read: _Atoms) -> list[list[_Link]]:
+    links = [[] for _ in read.atoms]
+    for (one, other), order, is_in_ring in zip(read.ends, read.orders, map(Chem.Bond.IsInRing, read.bonds)):
+        links[one].append((other, order, is_in_ring))
+        links[other].append((one, order, is_in_ring))
+    return links
+
+def _charges(read: _Atoms, strictly: bool = True) -> list[float] | None:
+    "Of the atoms, after Gasteiger; None where one has no parameters, if `strictly`."
+    try: ComputeGasteigerCharges(read.mol, throwOnParamFailure=strictly)
+    except ValueError: return None
+    return [atom.GetDoubleProp('_GasteigerCharge') for atom in read.atoms]
 
 def _total(terms: Iterable[float]) -> float:
     "Their sum, added one by one as RDKit does."
     return reduce(operator.add, terms, 0.)
+
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3d4
 def _last_share(smiles: str) -> tuple[float, float]:
@@ -97,7 +138,7 @@ def _crippen(read: _Atoms) -> tuple[float, float]:
     bearing = [i for i, n in enumerate(read.hydrogens) if n]
     n_oxygens = sum([read.numbers[i] == 8 for i in bearing])
     on_oxygen = _shares_on_oxygen(read.mol, n_oxygens) if n_oxygens else {}
-    shares = list(rdMolDescriptors._CalcCrippenContribs(read.mol))
+    shares = list(read.shares)
     for i in bearing:
         number = read.numbers[i]
         share = on_oxygen.get(i, _RARE_SHARE) if number == 8 else _SHARES.get(number, _OTHER_SHARE)
@@ -105,17 +146,12 @@ def _crippen(read: _Atoms) -> tuple[float, float]:
     logp, refraction = zip(*shares, strict=True)
     return _total(logp), _total(refraction)
 
-def _charges(read: _Atoms, strictly: bool) -> list[float]:
-    "Of the atoms, after Gasteiger; raises `ValueError` when it has no parameters, if `strictly`."
-    ComputeGasteigerCharges(read.mol, throwOnParamFailure=strictly)
-    return [atom.GetDoubleProp('_GasteigerCharge') for atom in read.atoms]
-
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3d6
 def _extreme_charges(read: _Atoms) -> tuple[float, ...]:
     "`MaxPartialCharge`, `MinPartialCharge`, `MaxAbsPartialCharge`, `MinAbsPartialCharge`."
     least = 500.
     most = -500.
-    for charge in _charges(read, strictly=False):
+    for charge in read.partial_charges or _charges(read, strictly=False):
         least = min(charge, least)  # in this order: what follows a charge that is not a number takes its place
         most = max(charge, most)
     sizes = abs(least), abs(most)
@@ -124,10 +160,10 @@ def _extreme_charges(read: _Atoms) -> tuple[float, ...]:
 def _bcut(read: _Atoms) -> list[float]:
     "The eight `BCUT2D`: largest and smallest eigenvalue for four properties of the atoms."
     if read.has_hydrogen: return list(rdMolDescriptors.BCUT2D(read.mol))
-    charges = _charges(read, strictly=True)
+    if read.partial_charges is None: raise ValueError('an atom has no parameters')
     masses = [atom.GetMass() for atom in read.atoms]
-    logp, refraction = zip(*rdMolDescriptors._CalcCrippenContribs(read.mol), strict=True)
-    properties = masses, charges, list(logp), list(refraction)
+    logp, refraction = zip(*read.shares, strict=True)
+    properties = masses, read.partial_charges, list(logp), list(refraction)
     return [end for values in properties for end in rdMolDescriptors.BCUT2D(read.mol, values)]
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3d9
@@ -145,9 +181,11 @@ def _weights(number: int, hydrogens: int) -> tuple[float, float]:
 def _neighbours(read: _Atoms) -> list[list[int]]:
     "Of each atom, in their order; hydrogen is none and has none."
     near = [[] for _ in read.atoms]
-    pairs = np.transpose(np.nonzero(Chem.GetAdjacencyMatrix(read.mol))).tolist()
-    for i, j in pairs:
-        if not read.has_hydrogen or 1 not in (read.numbers[i], read.numbers[j]): near[i].append(j)
+    for i, j in read.ends:
+        if read.has_hydrogen and 1 in (read.numbers[i], read.numbers[j]): continue
+        near[i].append(j)
+        near[j].append(i)
+    for own in near: own.sort()
     return near
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3da
@@ -197,29 +235,130 @@ def _path_descriptors(read: _Atoms) -> list[float]:
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3de
 def _balaban(read: _Atoms) -> float:
-    away = Chem.GetDistanceMatrix(read.mol, useBO=True, useAtomWts=False, force=False, prefix='Balaban').sum(axis=0)
-    one, other = np.nonzero(Chem.GetAdjacencyMatrix(read.mol))
-    terms = 1 / np.sqrt(away[one] * away[other])
-    n = read.mol.GetNumBonds()
+    apart = Chem.GetDistanceMatrix(read.mol, useBO=True, useAtomWts=False, force=False, prefix='Balaban')
+    away = apart.sum(axis=0).tolist()
+    n = len(read.ends)
     rings = n - len(away) + 1
-    return n / (rings + 1) * _total(terms[one < other].tolist()) if rings + 1 else 0.  # each bond once
+    if not rings + 1: return 0.
+    return n / (rings + 1) * _total([1 / math.sqrt(away[one] * away[other]) for one, other in sorted(read.ends)])
 
 def _chi_of(degrees: list[int]) -> float:
     return _total([math.sqrt(1 / degree) for degree in degrees if degree])
 
 def _degree_descriptors(read: _Atoms) -> tuple[float, ...]:
     "`BalabanJ`, `Chi0`, `Chi1` and `NumValenceElectrons`."
-    degrees = [atom.GetDegree() for atom in read.atoms]
-    bonds = [degrees[bond.GetBeginAtomIdx()] * degrees[bond.GetEndAtomIdx()] for bond in bonds_of(read.mol)]
+    bonds = [read.degrees[one] * read.degrees[other] for one, other in read.ends]
     outer = sum([_OUTER[number] for number in read.numbers])
-    electrons = outer + sum(read.hydrogens) - sum([atom.GetFormalCharge() for atom in read.atoms])
-    return _balaban(read), _chi_of(degrees), _chi_of(bonds), electrons
+    electrons = outer + sum(read.hydrogens) - sum(read.charges)
+    return _balaban(read), _chi_of(read.degrees), _chi_of(bonds), electrons
+
+# %% ../../nbs/chem/06_descriptors.ipynb #5ed931ff
+_DATIVE = Chem.MolFromSmarts('*->*')
+_HALOGENS = 9, 17, 35  # whose three on one carbon are alike
+_MAX_MATCHES = 1000    # of a pattern, where RDKit stops
+
+def _is_plain(read: _Atoms) -> bool:
+    return not read.has_hydrogen and len(read.ends) < _MAX_MATCHES and not read.mol.HasSubstructMatch(_DATIVE)
+
+def _is_symmetric(read: _Atoms, atom: int) -> bool:
+    "Is it a methyl group, CF₃, CCl₃, CBr₃ or tert-butyl?"
+    if read.numbers[atom] != 6 or read.is_aromatic[atom]: return False
+    if read.hydrogens[atom] == 3: return True
+    if read.degrees[atom] < 3: return False
+    others = [other for other, order, _ in read.links[atom] if order in (1., 1.5)]
+    numbers = [read.numbers[other] for other in others]
+    methyls = [i for i in others if read.numbers[i] == 6 and read.hydrogens[i] == 3 and not read.is_aromatic[i]]
+    return len(methyls) >= 3 or any([numbers.count(halogen) >= 3 for halogen in _HALOGENS])
+
+def _may_turn(read: _Atoms, atom: int) -> bool:
+    "Can a bond that ends at this atom be rotatable?"
+    if read.degrees[atom] == 1 or any([order == 3. for _, order, _ in read.links[atom]]): return False
+    return not _is_symmetric(read, atom)
+
+
+# %% ../../nbs/chem/06_descriptors.ipynb #a2127f9e
+def _is_acyl(read: _Atoms, atom: int) -> bool:
+    "Carbon with a double bond to nitrogen, oxygen or sulfur."
+    if read.numbers[atom] != 6 or read.is_aromatic[atom] or read.degrees[atom] != 3: return False
+    double = [other for other, order, _ in read.links[atom] if order == 2.]
+    return any([read.numbers[other] in (7, 8, 16) and not read.is_aromatic[other] for other in double])
+
+def _is_donor(read: _Atoms, atom: int) -> bool:
+    "Nitrogen, oxygen or sulfur as in amides and esters."
+    number = read.numbers[atom]
+    if number == 7: return True
+    if read.is_aromatic[atom]: return False
+    return number == 8 or number == 16 and read.degrees[atom] != 1
+
+def _is_in_amide(read: _Atoms, atom: int) -> bool:
+    "An amide, an ester or the like."
+    is_acyl, is_donor = _is_acyl(read, atom), _is_donor(read, atom)
+    if not (is_acyl or is_donor): return False
+    others = [other for other, order, is_in_ring in read.links[atom] if order == 1. and not is_in_ring]
+    return any([_is_donor(read, other) if is_acyl else _is_acyl(read, other) for other in others])
+
+def _rotatable_bonds(read: _Atoms) -> int:
+    if not _is_plain(read): return rdMolDescriptors.CalcNumRotatableBonds(read.mol)
+    turning = [ends for ends, order, bond in zip(read.ends, read.orders, read.bonds)
+               if order in (1., 1.5) and not bond.IsInRing() and all([_may_turn(read, atom) for atom in ends])]
+    return sum([not all([_is_in_amide(read, atom) for atom in ends]) for ends in turning])
+
+
+# %% ../../nbs/chem/06_descriptors.ipynb #f9c692ca
+_DOUBLY_BOUND = 7, 8, 15, 16  # elements that draw electrons over a double bond
+
+def _is_drawing(read: _Atoms, atom: int, outside_rings: bool) -> bool:
+    "Has the atom a double bond to an element that draws electrons from its neighbours?"
+    double = [other for other, order, is_in_ring in read.links[atom]
+              if order == 2. and not (outside_rings and is_in_ring)]
+    return any([read.numbers[other] in _DOUBLY_BOUND and not read.is_aromatic[other] for other in double])
+
+def _accepts(read: _Atoms, atom: int) -> bool:
+    "Does the atom, nitrogen, oxygen or sulfur, accept a hydrogen bond?"
+    number, charge, hydrogens = read.numbers[atom], read.charges[atom], read.hydrogens[atom]
+    if read.is_aromatic[atom]: return not charge and (number != 7 or not hydrogens and read.degrees[atom] == 2)
+    single = [other for other, order, _ in read.links[atom] if order == 1.]
+    valence = read.atoms[atom].GetTotalValence()
+    if number == 7: return valence == 3 and not any([_is_drawing(read, other, True) for other in single])
+    if charge == -1: return True
+    if valence != 2 or hydrogens > 1: return False
+    return not hydrogens or not all([_is_drawing(read, other, False) for other in single])
+
+def _acceptors(read: _Atoms) -> int:
+    if not _is_plain(read): return rdMolDescriptors.CalcNumHBA(read.mol)
+    return sum([_accepts(read, atom) for atom, number in enumerate(read.numbers) if number in (7, 8, 16)])
+
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e1
-_KINDS = frozenset('B C N O F P S Cl Br I b c n o p s a'.split())
-_Needs = set[frozenset[str]]  # one of each of these must be there
+@dataclass(frozen=True)
+class _Kind:
+    "What patterns ask of an atom."
+    number: int         # of its element
+    is_aromatic: bool
+    hydrogens: int
+    degree: int
+    charge: int
 
-def _divided(text: str, sign: str) -> list[str]:
+_ELEMENTS = dict(B=5, C=6, N=7, O=8, F=9, P=15, S=16, Cl=17, Br=35, I=53)
+_WORDS = {symbol: (number, False) for symbol, number in _ELEMENTS.items()}
+_WORDS |= {symbol.lower(): (_ELEMENTS[symbol], True) for symbol in 'BCNOPS'}
+_AMOUNT = re.compile(r'([#HXD+-])(\d*)')
+
+def _is_meant(word: str, kind: _Kind) -> bool | None:
+    "By one word of a pattern; None where the word is not understood."
+    if word in _WORDS: return (kind.number, kind.is_aromatic) == _WORDS[word]
+    if word in ('a', 'A'): return kind.is_aromatic == (word == 'a')
+    amount = _AMOUNT.fullmatch(word)
+    if not amount: return None
+    sign, digits = amount.groups()
+    if sign in '+-': return kind.charge == int(f'{sign}{digits or 1}')
+    own = {'#': kind.number, 'H': kind.hydrogens, 'D': kind.degree, 'X': kind.degree + kind.hydrogens}
+    return own[sign] == int(digits or 1)
+
+
+# %% ../../nbs/chem/06_descriptors.ipynb #8374febb
+@cache
+def _divided(text: str, sign: str) -> tuple[str, ...]:
     "The parts of what stands in a pattern's brackets, not of what stands in brackets in it."
     depth = 0
     parts = ['']
@@ -227,48 +366,111 @@ def _divided(text: str, sign: str) -> list[str]:
         depth += (letter in '([') - (letter in ')]')
         if letter == sign and not depth: parts.append('')
         else: parts[-1] += letter
-    return parts
+    return tuple(parts)
 
-def _either(one: _Needs, other: _Needs) -> _Needs:
-    "What is needed where one of two is enough."
-    return {kinds | more for kinds in one for more in other}
+def _may_be(text: str, kind: _Kind) -> bool:
+    "May such an atom be meant by what stands in a pattern's brackets?"
+    for sign, enough in ((';', all), (',', any), ('&', all)):  # those that bind least come first
+        parts = _divided(text, sign)
+        if len(parts) > 1: return enough([_may_be(part, kind) for part in parts])
+    is_meant = _is_meant(text.removeprefix('!'), kind)
+    return is_meant is None or is_meant != text.startswith('!')
+
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e2
+_Bond = tuple[str, str, str]  # what its ends may be, and its order between them, as patterns write it
+
+@dataclass(frozen=True)
+class _Needs:
+    "What a molecule needs to match a pattern."
+    parts: frozenset[str | _Bond] = frozenset()     # atoms and bonds, all of them
+    either: tuple[tuple['_Needs', ...], ...] = ()   # of each, one
+
+    def __or__(self, other: '_Needs') -> '_Needs': return _Needs(self.parts | other.parts, self.either + other.either)
+
 def _needs_of_atom(text: str) -> _Needs:
-    for sign in ';,&':  # those that bind least come first
+    needs = _Needs(frozenset([text]))
+    for sign in ';,&':
         parts = _divided(text, sign)
         if len(parts) == 1: continue
-        needs = [_needs_of_atom(part) for part in parts]
-        return reduce(_either, needs) if sign == ',' else set().union(*needs)
-    if text.startswith('$('): return _needs(Chem.MolFromSmarts(text[2:-1]))
-    is_kind = text in _KINDS or (text.startswith('#') and text[1:].isdigit())
-    return {frozenset([text])} if is_kind else set()
+        more = [_needs_of_atom(part) for part in parts]
+        return reduce(operator.or_, more, needs) if sign != ',' else needs | _Needs(either=(tuple(more),))
+    return _needs(Chem.MolFromSmarts(text[2:-1])) if text.startswith('$(') else needs
 
 def _needs(pattern: Chem.Mol) -> _Needs:
     texts = [atom.GetSmarts() for atom in pattern.GetAtoms()]
-    return set().union(*[_needs_of_atom(text[1:-1] if text.startswith('[') else text) for text in texts])
+    texts = [text[1:-1] if text.startswith('[') else text for text in texts]
+    bonds = [(texts[bond.GetBeginAtomIdx()], bond.GetSmarts(), texts[bond.GetEndAtomIdx()])
+             for bond in pattern.GetBonds()]
+    return reduce(operator.or_, map(_needs_of_atom, texts), _Needs(frozenset(bonds)))
 
 _GROUPS = {name: _needs(signature(count).parameters['pattern'].default) for name, count in Fragments.fns}
 
+
+# %% ../../nbs/chem/06_descriptors.ipynb #0b494da5
+def _parts_of(needs: _Needs) -> set[str | _Bond]:
+    return needs.parts.union(*[_parts_of(option) for options in needs.either for option in options])
+
+_PARTS = list(dict.fromkeys(part for needs in _GROUPS.values() for part in sorted(_parts_of(needs), key=str)))
+_BITS = {part: 1 << i for i, part in enumerate(_PARTS)}  # a number with some of these bits is a set of parts
+
+def _set_of(parts: Iterable[str | _Bond]) -> int: return sum([_BITS[part] for part in parts])
+
+_ORDERS = {'': (1., 1.5), '-': (1.,), '=': (2.,), '#': (3.,), ':': (1.5,), '=,-': (1., 2.), '-&!:': (1.,)}
+
+@cache
+def _bonds_of_order(order: float) -> int:
+    "The bonds of patterns that may be meant by a bond of this order."
+    bonds = [part for part in _PARTS if isinstance(part, tuple)]
+    return _set_of(bond for bond in bonds if order in _ORDERS.get(bond[1], (order,)))
+
+@lru_cache(maxsize=10_000)
+def _places_of(*kind) -> tuple[int, int, int]:  # of `_Kind`
+    "The atoms of patterns that such an atom may be, and the bonds at whose beginning or at whose end it may be."
+    may_be = cache(partial(_may_be, kind=_Kind(*kind)))
+    atoms, bonds = [[part for part in _PARTS if isinstance(part, kind)] for kind in (str, tuple)]
+    return (_set_of(filter(may_be, atoms)), _set_of(bond for bond in bonds if may_be(bond[0])),
+            _set_of(bond for bond in bonds if may_be(bond[2])))
+
+
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e3
-def _kinds_of(number: int, is_aromatic: bool) -> set[str]:
-    "The words for an atom in patterns."
-    symbol = Chem.GetPeriodicTable().GetElementSymbol(number)
-    return {f'#{number}', 'a', symbol.lower()} if is_aromatic else {f'#{number}', symbol}
+_Ready = tuple[int, tuple]  # needs with their parts as a set, and so on within
 
-@lru_cache(maxsize=1000)
-def _absent_groups(atoms: frozenset[tuple[int, bool]]) -> dict[str, int]:  # elements, and whether aromatic
-    kinds = set().union(*[_kinds_of(*atom) for atom in atoms])
-    return {name: 0 for name, needs in _GROUPS.items() if any(need.isdisjoint(kinds) for need in needs)}
+def _ready(needs: _Needs) -> _Ready:
+    return _set_of(needs.parts), tuple(tuple(map(_ready, options)) for options in needs.either)
 
-def _groups_not_in(read: _Atoms) -> dict[str, int]:
-    "Groups of which a molecule lacks a kind of atom: none of each."
-    is_aromatic = [atom.GetIsAromatic() for atom in read.atoms]
-    return _absent_groups(frozenset(zip(read.numbers, is_aromatic, strict=True)))
+_READY = {name: _ready(needs) for name, needs in _GROUPS.items()}
+
+def _are_met(needs: _Ready, there: int) -> bool:
+    parts, either = needs
+    if parts & there != parts: return False
+    return not either or all([any([_are_met(option, there) for option in options]) for options in either])
+
+def _parts_in(read: _Atoms) -> int:
+    "The atoms and bonds of patterns that may be meant by some in a molecule."
+    places = list(map(_places_of, read.numbers, read.is_aromatic, read.hydrogens, read.degrees, read.charges))
+    there = 0
+    for atoms, _, _ in set(places): there |= atoms
+    for (one, other), order in zip(read.ends, read.orders):
+        _, begins, ends = places[one]
+        _, other_begins, other_ends = places[other]
+        there |= _bonds_of_order(order) & (begins & other_ends | ends & other_begins)
+    return there
+
+
+# %% ../../nbs/chem/06_descriptors.ipynb #125b8a26
+def _groups_not_in(read: _Atoms, names: Iterable[str]) -> list[str]:
+    "Those of some groups that a molecule cannot have; of one with hydrogens that are atoms, which count twice, none."
+    if read.has_hydrogen: return []
+    there = _parts_in(read)
+    return [name for name in names if not _are_met(_READY[name], there)]
+
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e6
 _FAMILIES: dict[tuple[str, ...], Callable[[_Atoms], Sequence[float]]] = {
     ('MolLogP', 'MolMR'): _crippen,
+    ('NumRotatableBonds',): lambda read: [_rotatable_bonds(read)],
+    ('NumHAcceptors',): lambda read: [_acceptors(read)],
     ('MaxPartialCharge', 'MinPartialCharge', 'MaxAbsPartialCharge', 'MinAbsPartialCharge'): _extreme_charges,
     ('BalabanJ', 'Chi0', 'Chi1', 'NumValenceElectrons'): _degree_descriptors,
     ('Chi2n', 'Chi2v', 'Chi3n', 'Chi3v', 'Chi4n', 'Chi4v', 'Kappa2', 'Kappa3', 'Phi'): _path_descriptors,
@@ -289,7 +491,10 @@ def _value(name: str, mol: Chem.Mol) -> float:
     except _GAPS: return np.nan
 
 _PROBES = ('CC(=O)Oc1ccccc1C(=O)O', 'OO', 'NO', 'OC1CC2CC1C2', 'C#CO', 'OS(=O)(=O)c1ccc(N)s1', 'C[N+](C)(C)CC([O-])=O',
-           'C1CC1C1CCC1', 'CC(C)(C)c1nc(Br)[nH]c1C(F)(F)P(=O)(O)O', '[Na+].[Cl-]', 'C[Si](C)(C)[Se]I')
+           'C1CC1C1CCC1', 'CC(C)(C)c1nc(Br)[nH]c1C(F)(F)P(=O)(O)O', '[Na+].[Cl-]', 'C[Si](C)(C)[Se]I',
+           'CCC(=O)NCC(F)(F)F', 'CC(C)(C)OC(=S)N(C)CC#N', 'Cn1cccc1CCC(=N)SCC', 'CN(C)C=CC=O', 'c1ccncc1CS',
+           'o1cccc1C=NC',
+           'O=C1NCCC1CNS(C)(=O)=O', 'C[n+]1ccccc1[N-]CCl', 'CCC(Cl)(Cl)Cl', 'CCC(Br)(Br)Br', 'S=C(SC)OCC')
 
 def _agrees(names: tuple[str, ...], smiles: str) -> bool:
     "Is a family equal to RDKit's own functions?"
@@ -303,28 +508,42 @@ def _families() -> list[tuple[str, ...]]:
     return [names for names in _FAMILIES if all(_agrees(names, smiles) for smiles in _PROBES)]
 
 # %% ../../nbs/chem/06_descriptors.ipynb #1dee2f91
-def _together(mol: Chem.Mol, wanted: set[str]) -> dict[str, float]:
-    "What families and absent groups say of the descriptors that are wanted."
-    families = [family for family in _families() if not wanted.isdisjoint(family)]
-    if not families and wanted.isdisjoint(_GROUPS): return {}
-    read = _read_atoms(mol)
-    known = dict(_groups_not_in(read))
-    for family in families: known |= zip(family, _family(family, read), strict=True)
-    return known
+@dataclass(frozen=True)
+class _Plan:
+    "How some descriptors are computed."
+    families: list[tuple[str, ...]]  # together
+    groups: list[str]                # where a molecule can have them
+    alone: list[str]                 # each for itself
+    has_states: bool                 # are electrotopological states among them?
 
+@lru_cache(maxsize=100)
+def _plan(names: tuple[str, ...]) -> _Plan:
+    families = [family for family in _families() if not set(names).isdisjoint(family)]
+    together = set().union(*families)
+    groups = [name for name in names if name in _GROUPS]
+    alone = [name for name in names if name not in _GROUPS and name not in together]
+    return _Plan(families, groups, alone, any('EState' in name for name in names))
+
+def _described(mol: Chem.Mol, plan: _Plan) -> dict[str, float]:
+    "The descriptors of a plan, and what else their families say."
+    if plan.has_states: _keep_states(mol)
+    known = {name: _value(name, mol) for name in plan.alone}
+    if not plan.families and not plan.groups: return known
+    read = _read_atoms(mol)
+    for family in plan.families: known |= zip(family, _family(family, read), strict=True)
+    absent = dict.fromkeys(_groups_not_in(read, plan.groups), 0)
+    return known | {name: _value(name, mol) for name in plan.groups if name not in absent} | absent
+
+# %% ../../nbs/chem/06_descriptors.ipynb #d2563234
 def describe(
     smiles: Molecule,                        # one
     names: Sequence[str] = DESCRIPTORS,      # of the descriptors that are wanted
 ) -> np.ndarray:  # (n_names,) float64
     "Some of RDKit's 2D descriptors of a molecule; raises `DataError` when it cannot be read."
     mol = parse_smiles(smiles)
-    with rdBase.BlockLogs():
-        if any('EState' in name for name in names): _keep_states(mol)
-        known = _together(mol, set(names))
-        x = np.array([known[name] if name in known else _value(name, mol) for name in names], dtype=np.float64)
-    if 'Ipc' in names:
-        ipc = names.index('Ipc')
-        x[ipc] = np.log1p(abs(x[ipc]))
+    with rdBase.BlockLogs(): known = _described(mol, _plan(tuple(names)))
+    if 'Ipc' in known: known['Ipc'] = np.log1p(abs(known['Ipc']))
+    x = np.array([known[name] for name in names], dtype=np.float64)
     return np.where(np.isfinite(x), x, 0.)
 
 # %% ../../nbs/chem/06_descriptors.ipynb #e3c435ab
