@@ -79,13 +79,17 @@ def _boosting(X: np.ndarray, fitted: Arrays) -> tuple[np.ndarray, None]:
 _TOGETHER = 512  # molecules that walk at the same time: what they need fits into the cache
 
 def _walk(X: np.ndarray, fitted: Arrays) -> np.ndarray:
+    is_leaf = fitted['left'] < 0
+    sides = [np.where(is_leaf, np.arange(len(is_leaf)), fitted[side]) for side in ('right', 'left')]
+    after = np.stack(sides, axis=1).ravel()                         # of each node; a leaf leads to itself
+    feature = np.where(is_leaf, 0, fitted['feature'])
+    row = np.arange(0, X.size, X.shape[1])[:, None]                 # where each molecule's columns begin
     at = np.tile(fitted['start'], (len(X), 1))                      # (n, n_trees) the node where each molecule is
-    while (inner := fitted['left'][at] >= 0).any():
-        own = np.take_along_axis(X, np.maximum(fitted['feature'][at], 0), axis=1)
-        below = np.where(own <= fitted['threshold'][at], fitted['left'][at], fitted['right'][at])
-        at = np.where(inner, below, at)
+    while not is_leaf.take(at).all():
+        own = X.take(feature.take(at) + row)
+        at = after.take(2 * at + (own <= fitted['threshold'].take(at)))
     total = np.full(len(X), fitted['base'])
-    for values in fitted['value'][at].T: total += values            # in the order of the trees, to the bit
+    for values in fitted['value'].take(at.T): total += values       # in the order of the trees, to the bit
     return total
 
 # %% ../../nbs/models/06_regressors.ipynb #fff231a4
