@@ -300,7 +300,7 @@ def _is_in_amide(read: _Atoms, atom: int) -> bool:
 def _rotatable_bonds(read: _Atoms) -> int:
     if not _is_plain(read): return rdMolDescriptors.CalcNumRotatableBonds(read.mol)
     turning = [ends for ends, order, bond in zip(read.ends, read.orders, read.bonds)
-               if order in (1., 1.5) and not bond.IsInRing() and all([_may_turn(read, atom) for atom in ends])]
+               if order in (1., 1.5) and not bond.IsInRing() and _may_turn(read, ends[0]) and _may_turn(read, ends[1])]
     return sum([not all([_is_in_amide(read, atom) for atom in ends]) for ends in turning])
 
 

@@ -37,15 +37,19 @@ def _of_bond(kind: Chem.BondType, begin: str, end: str) -> str:
     return f"the {kind.name.lower()} bond {'–'.join(sorted((begin, end)))}"
 
 # %% ../../nbs/chem/09_domain.ipynb #bb3d1a6a
+_OF_ATOMS = Chem.Atom.GetFormalCharge, Chem.Atom.GetIsotope, Chem.Atom.GetNumRadicalElectrons
+_ENDS = Chem.Bond.GetBeginAtomIdx, Chem.Bond.GetEndAtomIdx
+
 def traits(
     smiles: Molecule,   # one
 ) -> frozenset[str]:    # in words: `the element Si`, `the single bond C–Si`, `a net charge`
     "What kinds of atoms, bonds and charges a molecule has; raises `DataError` when it cannot be read."
     mol = parse_smiles(smiles)
-    kinds = [(a.GetSymbol(), a.GetFormalCharge(), a.GetIsotope(), a.GetNumRadicalElectrons()) for a in atoms_of(mol)]
-    symbols = [symbol for symbol, *_ in kinds]
-    has = {_of_bond(b.GetBondType(), symbols[b.GetBeginAtomIdx()], symbols[b.GetEndAtomIdx()]) for b in bonds_of(mol)}
-    has = has.union(*(_of_atom(*kind) for kind in set(kinds)))
+    atoms, bonds = atoms_of(mol), bonds_of(mol)
+    symbols = list(map(Chem.Atom.GetSymbol, atoms))
+    kinds = set(zip(symbols, *[map(read, atoms) for read in _OF_ATOMS]))
+    links = set(zip(map(Chem.Bond.GetBondType, bonds), *[map(symbols.__getitem__, map(end, bonds)) for end in _ENDS]))
+    has = {_of_bond(*link) for link in links}.union(*[_of_atom(*kind) for kind in kinds])
     if len(Chem.GetMolFrags(mol)) > 1: has.add('several fragments')
     if Chem.GetFormalCharge(mol): has.add('a net charge')
     return frozenset(has)
