@@ -67,7 +67,9 @@ def novelties(
     known: frozenset[str],    # the traits of all training molecules
 ) -> list[str]:               # sorted, in words; empty where nothing is new
     "The traits of a molecule that no training molecule has; of a new element, not its bonds and charges as well."
-    new = traits(smiles) - known
+    return _in_words(traits(smiles) - known)
+
+def _in_words(new: frozenset[str]) -> list[str]:
     elements = [trait.removeprefix(_ELEMENT) for trait in new if trait.startswith(_ELEMENT)]
     return sorted(trait for trait in new if not _is_about(trait, [*elements, '*']))
 
@@ -111,6 +113,28 @@ def carried_range(
     if of.is_solubility: low, high = max(low, LOWEST_SOLUBILITY), min(high, HIGHEST_SOLUBILITY)
     return [min(low, least), max(high, most)]
 
+# %% ../../nbs/chem/09_domain.ipynb #12e0334a
+@dataclass(frozen=True)
+class _Had:
+    "What some training molecules had."
+    traits: frozenset[str]
+    low: np.ndarray    # (n_sizes,) the smallest of each size
+    high: np.ndarray   # (n_sizes,) the largest of each size
+
+    @classmethod
+    def of(cls, smiles: Sequence[str]) -> '_Had':
+        mols = [parse_smiles(s) for s in smiles]
+        sizes = descriptor_table(mols, SIZES)
+        return cls(frozenset().union(*map(traits, mols)), sizes.min(axis=0), sizes.max(axis=0))
+
+    def and_also(self, more: '_Had') -> '_Had':
+        low, high = np.minimum(self.low, more.low), np.maximum(self.high, more.high)
+        return _Had(self.traits | more.traits, low, high)
+
+    def covers(self, has: frozenset[str], sizes: np.ndarray) -> bool:
+        "Is there nothing new in these traits, nor in these sizes, (n_sizes,)?"
+        return has <= self.traits and bool(((self.low <= sizes) & (sizes <= self.high)).all())
+
 # %% ../../nbs/chem/09_domain.ipynb #36a23b80
 @dataclass(frozen=True)
 class _Taught:
@@ -120,23 +144,40 @@ class _Taught:
     values: tuple[float, float] = (-math.inf, math.inf)  # the lowest and the highest answer, of `carried_range`
 
     @cached_property
-    def known(self) -> frozenset[str]:
-        "The traits of all training molecules."
-        return frozenset().union(*map(traits, self.training))
-
-    @cached_property
     def prints(self) -> Prints:
         "The fingerprints of the training molecules."
         return Prints.of([fingerprint(smiles) for smiles in self.training])
 
+# %% ../../nbs/chem/09_domain.ipynb #cda8c0db
+_FIRST = 16  # training molecules that are looked at first
+_TIMES = 2   # as many are looked at next
+
+class _Read(_Taught):
+    "The training molecules, of which no more are looked at than it takes."
     @cached_property
-    def ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        "The smallest and the largest of each size, (n_sizes,) each."
-        sizes = descriptor_table(self.training, SIZES)
-        return sizes.min(axis=0), sizes.max(axis=0)
+    def _ends(self) -> list[int]:
+        ends = [_FIRST]
+        while ends[-1] < len(self.training): ends.append(ends[-1] * _TIMES)
+        return ends
+
+    @cached_property
+    def _known(self) -> dict[int, _Had]: return {}
+
+    def _had(self, i: int) -> _Had:
+        "What the molecules up to an end had, each looked at once."
+        if i not in self._known:
+            own = _Had.of(self.training[self._ends[i - 1] if i else 0:self._ends[i]])
+            self._known[i] = own.and_also(self._had(i - 1)) if i else own
+        return self._known[i]
+
+    def enough(self, has: frozenset[str], sizes: np.ndarray) -> _Had:
+        "What enough of them had to cover a molecule; what all of them had, where they do not cover it."
+        for had in map(self._had, range(len(self._ends))):
+            if had.covers(has, sizes): break
+        return had
 
 # %% ../../nbs/chem/09_domain.ipynb #744d11c6
-class _Recorded(_Taught):
+class _Recorded(_Read):
     "The domain as a model keeps it."
     @classmethod
     def recorded(cls,
@@ -171,10 +212,12 @@ class Domain(_Recorded):
                 was_cut_out: bool,   # is it the largest of several fragments?
     ) -> list[str]:                  # in words; empty for a molecule inside
         "Every reason for which a molecule is outside."
-        new = novelties(smiles, self.known)
+        has = traits(smiles)
+        had = self.enough(has, sizes)
+        new = _in_words(has - had.traits)
         reasons = [f"no training molecule has {', '.join(new)}"] if new else []
         if was_cut_out and not self.cut_out:
             reasons.append('predicted as its largest fragment, and no training molecule had several')
-        reasons += _beyond(sizes, *self.ranges)
+        reasons += _beyond(sizes, had.low, had.high)
         if near < self.limit: reasons.append('similarity {} is below {}'.format(*told_apart(near, self.limit)))
         return reasons

@@ -66,6 +66,8 @@ def _rows(table: pd.DataFrame) -> list[Row]:
     return [Row(*row) for row in zip(texts, table.model_version.tolist(), kinds)]
 
 # %% ../../nbs/serving/07_workers.ipynb #8aa141e8
+_STRANGE = '[He]'  # outside of what nearly every model was taught: to say so, all training molecules are looked at
+
 class _Models:
     "The versions that a process holds, and what it is ordered to do with them."
     def __init__(self):
@@ -74,7 +76,7 @@ class _Models:
 
     def load(self, version: str, folder: str):
         predictor = load_predictor(folder, version)
-        predictor.answer(['CCO'])
+        predictor.answer(['CCO', _STRANGE])
         self.predictors[version] = predictor
 
     def drop(self, version: str): self.predictors.pop(version, None)
