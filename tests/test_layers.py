@@ -121,7 +121,7 @@ def test_what_is_wrong_is_said_before_mlflow_is_imported():
 
 
 def test_the_worker_needs_neither_mlflow_nor_pyg():
-    assert loaded_by('import bioai_esol.training.worker', 'mlflow', 'torch_geometric') == []
+    assert loaded_by('import bioai_esol.training.worker, bioai_esol.training.engine', 'mlflow', 'torch_geometric') == []
 
 
 def test_requirements_are_listed_once():

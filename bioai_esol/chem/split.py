@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from rdkit.Chem import DataStructs
-from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 from rdkit.DataStructs import ExplicitBitVect
 from rdkit.SimDivFilters.rdSimDivPickers import LeaderPicker
 
@@ -64,6 +63,7 @@ def scaffold(
     smiles: str,  # one molecule
 ) -> str:         # SMILES of its Bemis–Murcko scaffold, empty for an acyclic molecule
     "The Bemis–Murcko scaffold, without chirality; raises `DataError` for an unreadable molecule."
+    from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles  # imports force fields and reactions, too
     return MurckoScaffoldSmiles(mol=parse_smiles(smiles), includeChirality=False)
 
 def _scaffold_groups(smiles: Sequence[str]) -> dict[str, list[int]]:

@@ -14,7 +14,6 @@ from types import FrameType
 
 from ..errors import BioaiError, without_password
 from .config import split_key
-from .engine import train
 
 # %% ../../nbs/training/04_worker.ipynb #5c7f0c03
 def die_with_parent() -> None:
@@ -63,6 +62,7 @@ def _next_block(pipe: Connection) -> list | None:
     return message
 
 def _train_blocks(pipe: Connection, device: str):
+    from bioai_esol.training.engine import train  # others need of this module only what watches over processes
     tasks = pipe.recv()
     while (block := _next_block(pipe)) is not None:
         results = train(block, tasks[split_key(block[0])], device, _Ticks(pipe))

@@ -3,6 +3,7 @@ import csv
 import json
 import shutil
 import subprocess
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -105,6 +106,20 @@ def test_bad_rows_stop_the_run_unless_skipped(here, tmp_path):
     assert done.returncode == 0 and '2 rows left out' in done.stdout and 'line 5' in done.stdout
     promoted = here('promote', *EASY_OPTIONS)
     assert promoted.returncode == 0, (promoted.stdout, promoted.stderr)
+
+
+RARELY = {'torch_geometric', 'sklearn', 'matplotlib', 'seaborn', 'optuna', 'IPython', 'PIL', 'boto3', 'uvicorn', 'scipy.stats', 'scipy.optimize',
+          'rdkit.Chem.AllChem', 'rdkit.Chem.Draw', 'bioai_esol.training.engine', 'bioai_esol.sweep', 'bioai_esol.analysis'}
+TO_ANSWER = {'torch', 'rdkit', 'safetensors', 'scipy.linalg', 'bioai_esol.chem', 'bioai_esol.models', 'bioai_esol.serving'}
+
+
+@pytest.mark.parametrize('command, spared', [('status', RARELY | TO_ANSWER), ('history', RARELY | TO_ANSWER), ('predict CCO', RARELY)])
+def test_a_command_starts_with_what_it_needs(with_champion, command, spared):
+    "Modules, not seconds: what is not imported costs nothing on any machine."
+    show = (f"import sys; from bioai_esol.cli.commands import main; status = main({command.split()!r}); "
+            f"print('imported:', *sorted({spared!r} & set(sys.modules)), file=sys.stderr); sys.exit(status)")
+    done = subprocess.run([sys.executable, '-c', show], cwd=with_champion, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (0, ['imported:']), done.stderr
 
 
 def test_predict_in_another_process(program, here, with_champion, tmp_path):

@@ -143,9 +143,9 @@ def test_a_dying_worker_fails_its_runs_and_the_sweep_goes_on(tmp_path):
 
 def _train_without_luck(pipe, device):
     "What a worker does whose training raises."
-    from bioai_esol.training import worker
+    from bioai_esol.training import engine
     def train(*_): raise ValueError('no room for\n  12 numbers')
-    worker.train = train
+    engine.train = train
     train_from_pipe(pipe, device)
 
 
