@@ -212,15 +212,29 @@ def preset_settings(
     larger = [settings for size, settings in _LARGER.items() if molecules >= size]
     return PRESETS[preset] | (larger[-1] if larger else {})
 
+# %% ../../nbs/sweep/01_grid.ipynb #4f4a2e26
+def _require_ensemble(grid: Grid, preset: str):
+    "Raises `ConfigError` where the models of this grid cannot have a mean."
+    configs = grid.configs()
+    if len(configs) < 2:
+        raise ConfigError(f"the preset {preset!r} ends in an ensemble, and {configs[0].title} alone is none: name "
+                          "several architectures (architecture=…), or train that one without the preset")
+    seeds = sorted({c.seed for c in configs})
+    if grid.split == 'random' and len(seeds) > 1:
+        raise ConfigError(f"the preset {preset!r} ends in an ensemble, and with split='random' the seeds "
+                          f"{_listed(seeds)} divide the molecules differently: give one (seed=…)")
+
 # %% ../../nbs/sweep/01_grid.ipynb #8d3cacfc
 def preset_grid(
     preset: str,  # a key of `PRESETS`
     molecules: int = ESOL_MOLECULES,  # in the table
     **settings,   # settings of `Grid` that win over the preset's; `run_tag` is that of the ensemble
 ) -> Grid:        # with `MEMBERS` behind its run tag
-    "The members of a preset's ensemble; raises `ConfigError` when there is no such preset."
+    "The members of a preset's ensemble; raises `ConfigError` for no such preset, and settings that leave no ensemble."
     values = preset_settings(preset, molecules) | settings
-    return Grid(**values | dict(run_tag=values['run_tag'] + MEMBERS))
+    grid = Grid(**values | dict(run_tag=values['run_tag'] + MEMBERS))
+    _require_ensemble(grid, preset)
+    return grid
 
 # %% ../../nbs/sweep/01_grid.ipynb #8a3f1b0a
 def load_grid(
