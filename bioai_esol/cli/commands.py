@@ -50,6 +50,28 @@ def as_options(
         return f"--{m[1].replace('_', '-')}{value}"
     return re.sub(r"\b([a-z][a-z0-9_]*)=(?:True\b|…|'([^']*)'(?!:))", option, text)
 
+# %% ../../nbs/cli/02_commands.ipynb #4edb0cde
+_SETTINGS = r"(?:Grid|Policy|Reading|ServerSettings|TrainConfig): "
+_SETTING = r"(^|; )([a-z][a-z0-9_]*)=('[^']*'|[^\s':]+): "  # at the start of each finding
+
+def _options_first(
+    text: str,   # a message
+    args,        # the parsed command line
+) -> str:
+    "What settings say of options, with the options as they were given."
+    said = re.sub(f'^{_SETTINGS}', '', text)
+    if said == text: return text
+    def option(m: re.Match) -> str:
+        if not hasattr(args, m[2]): return m[0]
+        return f"{m[1]}--{m[2].replace('_', '-')} {shlex.quote(m[3].strip(chr(39)))}: "
+    return re.sub(_SETTING, option, said)
+
+# %% ../../nbs/cli/02_commands.ipynb #6bcb2ad0
+def _wrong_use(text: str):
+    "Raises `ConfigError`: options that do not go together, or a value that none can have."
+    from bioai_esol.errors import ConfigError
+    raise ConfigError(text)
+
 # %% ../../nbs/cli/02_commands.ipynb #a8d693c5
 def _settings(args) -> dict:
     "The settings of a grid that were given as options."
@@ -64,7 +86,7 @@ def _grid(args) -> 'Grid':  # noqa: F821
         from bioai_esol.training.config import AXES, TrainConfig
         one = {k: v for k, v in TrainConfig().model_dump().items() if k in AXES and k != 'pooling'}
         return Grid(**dict(run_tag='single', workers=1) | one | _settings(args))
-    if args.preset and args.grid: args.usage('give --preset or --grid, one of the two')
+    if args.preset and args.grid: _wrong_use('give --preset or --grid, one of the two')
     if args.preset: return preset_grid(args.preset, **_settings(args))
     return load_grid(args.grid, **_settings(args)) if args.grid else Grid(**_settings(args))
 
@@ -84,7 +106,7 @@ def _dataset(args) -> 'Dataset':  # noqa: F821
     "ESOL or the user's table; of the latter, how it was read and what is remarkable about it."
     from bioai_esol.chem.dataset import listed, load_dataset
     reading = _reading(args)
-    if not args.data and reading != type(reading)(): args.usage('say how to read a table together with --data')
+    if not args.data and reading != type(reading)(): _wrong_use('say how to read a table together with --data')
     dataset = load_dataset(args.data, args.skip_bad_rows, reading)
     said = [f"{args.data}: {dataset.how}", *dataset.remarks] if dataset.how else []
     if dataset.skipped: said.append(f"{_plural(len(dataset.skipped), 'row')} left out:{listed(list(dataset.skipped))}")
@@ -109,7 +131,7 @@ def _train_or_sweep(args) -> int:
     grid = _grid(args)
     dataset = _dataset(args)
     if args.command == 'train' and len(grid) > 1:
-        args.usage("train takes one value per option; 'bioai-esol sweep' takes lists")
+        _wrong_use("train takes one value per option; 'bioai-esol sweep' takes lists")
     from bioai_esol.sweep.grid import expected_seconds, in_words, preset_grid
     from bioai_esol.sweep.runner import run_sweep
     from bioai_esol.models.architectures import ARCHITECTURES
@@ -167,7 +189,7 @@ def _policy(args) -> 'Policy':  # noqa: F821
 
 def _promote(args) -> int:
     from bioai_esol.registry.promotion import promote
-    if args.version and args.run_tag: args.usage('give --run-tag or --version, one of the two')
+    if args.version and args.run_tag: _wrong_use('give --run-tag or --version, one of the two')
     policy = _policy(args)
     outcome = promote(args.run_tag, policy, tracking_uri=args.tracking_uri, allow_dirty=args.allow_dirty,
                       dry_run=args.dry_run, version=args.version, force=args.force)
@@ -227,7 +249,7 @@ def _tell_entry(entry) -> int:
 def _alias(args) -> int:
     from bioai_esol.registry.versions import set_alias
     if bool(args.version) == args.remove:
-        args.usage('give the version that the alias will point to, or --remove, one of the two')
+        _wrong_use('give the version that the alias will point to, or --remove, one of the two')
     return _tell_entry(set_alias(args.name, args.version, tracking_uri=args.tracking_uri))
 
 def _archive(args) -> int:
@@ -253,16 +275,16 @@ def _acknowledge(args) -> int:
 # %% ../../nbs/cli/02_commands.ipynb #5e4cda62
 _SECONDS = dict(s=1, m=60, h=3600, d=86400)
 
-def _interval(text: str, args) -> float:
+def _interval(text: str) -> float:
     "`90`, `90s`, `10m`, `1h` or `1d` in seconds."
     number, unit = (text[:-1], text[-1]) if text[-1:] in _SECONDS else (text, 's')
     try: seconds = float(number) * _SECONDS[unit]
     except ValueError: seconds = math.nan
-    if not 1 <= seconds <= 365 * 86400: args.usage(f"--every {text!r}: give 90s, 10m, 1h or 1d")
+    if not 1 <= seconds <= 365 * 86400: _wrong_use(f"--every {text!r}: give 90s, 10m, 1h or 1d")
     return seconds
 
 def _watch(args) -> int:
-    every = _interval(args.every, args) if args.every is not None else None
+    every = _interval(args.every) if args.every is not None else None
     policy = _policy(args)
     if every is None: return _one_look(args, policy, '')[0]
     said = ''
@@ -372,7 +394,7 @@ def _answered(args, file, champion) -> tuple['pd.DataFrame', 'pd.DataFrame', dic
 # %% ../../nbs/cli/02_commands.ipynb #c604567d
 def _request_log(args) -> 'RequestLog | None':  # noqa: F821
     "Where requests are noted, if they are."
-    if args.digests_only and not args.note_requests: args.usage('give --digests-only together with --note-requests')
+    if args.digests_only and not args.note_requests: _wrong_use('give --digests-only together with --note-requests')
     if not args.note_requests: return None
     from bioai_esol.serving.requests import RequestLog
     return RequestLog(args.note_requests, args.digests_only)
@@ -382,7 +404,7 @@ _WORDS = ['why', 'read_as', 'trusted', 'error']  # columns of words, which a ter
 # %% ../../nbs/cli/02_commands.ipynb #5e2a7b21
 def _predict(args) -> int:
     if bool(args.smiles) == bool(args.input):
-        args.usage('give molecules as arguments or a table with --input, one of the two')
+        _wrong_use('give molecules as arguments or a table with --input, one of the two')
     log = _request_log(args)
     from bioai_esol.serving.predictor import load_champion, open_library
     file = open_library(args.input, _reading(args), args.skip_bad_rows) if args.input else None
@@ -440,7 +462,7 @@ def _drawn(drawings: int, molecules: int, folder: str) -> str:
 # %% ../../nbs/cli/02_commands.ipynb #b1ea4de3
 def _follow(args) -> int:
     from bioai_esol.monitoring.follow import follow
-    if args.data: args.usage('give --follow or --data, one of the two')
+    if args.data: _wrong_use('give --follow or --data, one of the two')
     found = follow(args.version_a, args.version_b, tracking_uri=args.tracking_uri)
     if args.output: _write_csv(found.course, args.output)
     text = dict(versions=found.versions, better=found.better, decided_at=found.decided_at, fixed=found.fixed)
@@ -564,16 +586,14 @@ def _fail(args, text: str, status: int) -> int:
     from bioai_esol.errors import without_password
     with suppress(OSError):
         if args.debug: print(without_password(traceback.format_exc()), end='', file=sys.stderr)
-        print(as_options(f"bioai-esol {args.command}: {text}", args), file=sys.stderr)
+        print(as_options(f"bioai-esol {args.command}: {_options_first(text, args)}", args), file=sys.stderr)
     return status
 
 def main(
     argv: list[str] | None = None,  # the command line without the program's name
 ) -> int:                           # exit status
     "Run `bioai-esol`; an error is one line on standard error, after its traceback with `--debug`."
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    args.usage = parser.error
+    args = make_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminate)
     from bioai_esol.errors import BioaiError
     try: return _COMMANDS[args.command](args)

@@ -41,6 +41,27 @@ Runs are kept in ./mlflow.db unless --tracking-uri or MLFLOW_TRACKING_URI names 
 _EXITS = ("Exit status: 0 done, 1 a rule said no, 2 wrong use or broken input, 70 an error that nobody expected, "
           "130 interrupted.")
 
+# %% ../../nbs/cli/01_parser.ipynb #b6e3641c
+def _require_first(action: argparse.Action, parser: argparse.ArgumentParser, args: argparse.Namespace, option: str):
+    "Ends the program with one line where this option was given before."
+    given = vars(args).setdefault('_given', [])
+    if option and action.dest in given:
+        names = ' or '.join(action.option_strings)
+        parser.exit(2, f'{parser.prog}: {names} is given twice, and can be given once\n')
+    given.append(action.dest)
+
+class _Once(argparse.Action):
+    "Keeps the value of an option, or of an argument."
+    def __call__(self, parser, namespace, values, option_string=None):
+        _require_first(self, parser, namespace, option_string)
+        setattr(namespace, self.dest, values)
+
+class _YesOrNo(argparse.BooleanOptionalAction):
+    "Keeps yes or no."
+    def __call__(self, parser, namespace, values, option_string=None):
+        _require_first(self, parser, namespace, option_string)
+        super().__call__(parser, namespace, values, option_string)
+
 # %% ../../nbs/cli/01_parser.ipynb #277d2397
 def _store_option(p: argparse.ArgumentParser):
     p.add_argument('--tracking-uri', metavar='URI',
@@ -130,7 +151,7 @@ def _settings(p: argparse.ArgumentParser, many: bool):
                    help='copies per run, each trained without some molecules: intervals of an ensemble (default 0)')
     p.add_argument('--schedule', choices=['constant', 'cosine'],
                    help='learning-rate schedule (default: constant for gcn, cosine for other networks)')
-    p.add_argument('--standardise', action=argparse.BooleanOptionalAction,
+    p.add_argument('--standardise', action=_YesOrNo,
                    help='scale the target to mean 0 and standard deviation 1 (default: not for gcn)')
     p.add_argument('--split', choices=['scaffold', 'cluster', 'random'],
                    help='how molecules are divided: by scaffold, by similarity, by chance (default scaffold)')
@@ -298,7 +319,7 @@ def _advice_command(command: Command):
                 'Twelve checks. Each finding has a code, a sentence with its numbers and a remedy; what could not be '
                 f'checked, and for\nwant of what, is said, too. Changes nothing.\n\n{codes}')
     p.add_argument('--run-tag', metavar='NAME', help='the sweep (default: the newest)')
-    p.add_argument('--mute', nargs='+', metavar='CODE', default=[], help='leave out these checks')
+    p.add_argument('--mute', nargs='+', action='extend', metavar='CODE', default=[], help='leave out these checks')
     _advice_options(p)
     _json_option(p, 'the findings')
 
@@ -366,7 +387,7 @@ def _serve_command(command: Command):
                 'ones never is.\n\n'
                 'With --note-requests, the versions called shadow and challenger answer the same molecules silently, '
                 'into the same file.')
-    p.add_argument('--port', metavar='N', default=5001, type=int, help='port (default 5001)')
+    p.add_argument('--port', metavar='N', default=5001, help='port (default 5001)')
     p.add_argument('--host', metavar='NAME', default='127.0.0.1',
                    help='address to listen on (default 127.0.0.1); there are no accounts: whoever reaches it may ask')
     p.add_argument('--pin', metavar='VERSION',
@@ -400,6 +421,7 @@ def make_parser() -> argparse.ArgumentParser:
     def command(name, line, more='', store=True):
         description = f'{line[0].upper()}{line[1:]}.\n\n{more}'.strip()
         p = commands.add_parser(name, help=line, description=description, epilog=_EXITS, formatter_class=style)
+        for kind in (None, 'store'): p.register('action', kind, _Once)
         if store: _store_option(p)
         p.add_argument('--debug', action='store_true', help='show the traceback of an error')
         return p

@@ -121,7 +121,7 @@ def test_the_life_of_a_champion(case, here, monkeypatch):
     for version, architecture in enumerate(['ridge', 'gradient-boosting'], 1):
         trained = here('train', '--architecture', architecture, '--data', 'near.csv', '--split', 'random', '--run-tag', architecture)
         assert trained.returncode == 0, trained.stderr
-        done = here('promote', '--run-tag', architecture, *EASY_OPTIONS, '--gap-threshold', '9')
+        done = here('promote', '--run-tag', architecture, *EASY_OPTIONS)
         assert done.returncode == 0 and f'champion: version {version}' in done.stdout, done.stdout + done.stderr
     first = here('observe', 'measured.csv')
     assert first.returncode == 0 and '39 new molecules; champion: version 2' in first.stdout, first.stdout + first.stderr

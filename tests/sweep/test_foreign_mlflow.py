@@ -52,7 +52,7 @@ def test_settings_of_somebody_elses_runs(program, tmp_path, monkeypatch):
     fresh(tmp_path)
     monkeypatch.setenv('MLFLOW_RUN_ID', '0123456789abcdef0123456789abcdef')
     monkeypatch.setenv('MLFLOW_EXPERIMENT_NAME', 'theirs')
-    for command in (['train', '--architecture', 'ridge', '--run-tag', 'r'], ['promote', '--run-tag', 'r', *EASY_OPTIONS, '--gap-threshold', '9']):
+    for command in (['train', '--architecture', 'ridge', '--run-tag', 'r'], ['promote', '--run-tag', 'r', *EASY_OPTIONS]):
         done = program(*command)
         assert done.returncode == 0, done.stderr
     assert runs(tmp_path)[0] == dict(esol_prediction=OURS)

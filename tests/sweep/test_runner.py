@@ -23,14 +23,15 @@ from bioai_esol.training.config import split_key, TrainConfig
 from bioai_esol.training.engine import make_task
 from bioai_esol.training.worker import train_from_pipe
 
-LONGER = [*SMALL, '--epochs', '40', '--run-tag', 'small', '--workers', '2']
+SAME = [*SMALL, '--run-tag', 'small', '--workers', '2']
+LONGER = [*SAME, '--epochs', '40']
 FIGURES = ['config_digest', 'best_val_rmse', 'best_epoch', 'test_rmse', 'val_r2', 'generalisation_gap']
 
 
 def start(folder, epochs=40):
     if not (folder / 'mlflow.db').exists():
         fresh(folder)
-    return subprocess.Popen([PROGRAM, 'sweep', *LONGER, '--epochs', str(epochs)], cwd=folder, start_new_session=True, text=True,
+    return subprocess.Popen([PROGRAM, 'sweep', *SAME, '--epochs', str(epochs)], cwd=folder, start_new_session=True, text=True,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job starts with it ignored
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
