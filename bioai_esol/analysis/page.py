@@ -17,7 +17,7 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from .effects import AXES, format_value
-from ..errors import BioaiError
+from ..errors import BioaiError, not_written
 
 # %% ../../nbs/analysis/07_page.ipynb #b8e642b8
 PAGE_STYLE = '''
@@ -129,5 +129,5 @@ def write_file(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    except OSError as e: raise BioaiError(f"cannot write {path}: {e.strerror or e}") from None
+    except OSError as e: raise BioaiError(not_written(path, e)) from None
     return path

@@ -356,14 +356,14 @@ def _entry_line(r, action: int, moves: int) -> str:
 # %% ../../nbs/cli/02_commands.ipynb #1e188f60
 def _write_csv(table, path: str):
     "Write a table whole or not at all: a full disk must not cost the file that was there."
-    from bioai_esol.errors import DataError
+    from bioai_esol.errors import DataError, not_written
     part = f'{path}.part' if os.path.isfile(path) or not os.path.exists(path) else path  # not beside /dev/stdout
     try:
         table.to_csv(part, index=False)
         if part != path: os.replace(part, os.path.realpath(path))
     except OSError as e:
         if part != path and os.path.exists(part): os.unlink(part)
-        raise DataError(f"cannot write {path}: {e.strerror or e}") from None
+        raise DataError(not_written(path, e)) from None
 
 # %% ../../nbs/cli/02_commands.ipynb #1644ef9e
 def _predict_table(args, file, champion, log) -> int:

@@ -21,7 +21,7 @@ from rdkit.Chem import rdDepictor
 from tqdm.auto import tqdm
 
 from ..chem.census import cores
-from ..errors import BioaiError, DataError
+from ..errors import BioaiError, DataError, not_written
 from ..models.kaxis import one_thread
 from ..training.worker import die_with_parent, in_one_line
 
@@ -229,7 +229,7 @@ def _said(output: Path, folder: Path | None = None) -> Iterator[None]:
     try: yield
     except OSError as e:
         kept = f'; what was predicted is in {folder}, and the same command goes on from there' if folder else ''
-        raise DataError(f"cannot write {output}: {e.strerror or e}{kept}") from None
+        raise DataError(not_written(output, e) + kept) from None
 
 def _is_regular(path: Path) -> bool: return path.is_file() or not path.exists()  # and not /dev/stdout
 
@@ -253,7 +253,8 @@ def kept_parts(
 ) -> Iterator[Parts]:
     "The pieces that are there already, and room for more; raises `DataError` when nothing can be written there."
     output = Path(output)
-    if not _is_regular(output):
+    with _said(output): is_regular = _is_regular(output)
+    if not is_regular:
         with tempfile.TemporaryDirectory() as folder: yield Parts(output, Path(folder), {})
         return
     folder = output.with_name(f'{output.name}.parts')

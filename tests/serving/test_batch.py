@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from helpers import PROGRAM, uri_of, wait_until
 from rdkit import Chem
 
 from bioai_esol.chem.dataset import load_esol
+from bioai_esol.errors import DataError
 from bioai_esol.serving import predictor
 from bioai_esol.serving.predictor import CORES_FROM, PIECE, load_champion
 
@@ -178,11 +180,21 @@ def test_hostile_molecules_cost_only_their_rows(champion, tmp_path):
 
 
 def test_output_is_tried_before_the_work(library, with_champion, tmp_path):
-    for output, words in ((tmp_path / 'absent' / 'out.csv', 'No such file'), (tmp_path / 'x.parquet.gz', 'compressed already')):
+    absent = tmp_path / 'absent'
+    for output, words in ((absent / 'out.csv', f'out.csv: there is no folder {absent}'), (tmp_path / 'x.parquet.gz', 'compressed already')):
         process = started(library, output, with_champion)
         said, errors = process.communicate(timeout=100)
         assert process.returncode == 2 and words in errors and not said, errors
     assert os.listdir(tmp_path) == []
+
+
+def test_output_in_a_folder_that_is_closed(champion, tmp_path, monkeypatch):
+    "A root user may write anywhere, so the refusal is that of the system, made here."
+    (tmp_path / 'in.csv').write_text('smiles\nCCO\n')
+    def closed(self, **_): raise PermissionError(13, 'Permission denied', str(self))
+    monkeypatch.setattr(Path, 'mkdir', closed)
+    with pytest.raises(DataError, match=f'cannot write .*out.csv: Permission denied in the folder {tmp_path}'):
+        champion.predict_table(tmp_path / 'in.csv', tmp_path / 'out.csv', tell=lambda line: None)
 
 
 def test_a_pipe_goes_in_and_out(champion, with_champion):
