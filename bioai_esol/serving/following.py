@@ -40,14 +40,18 @@ class Share(NamedTuple):
 
 # %% ../../nbs/serving/08_following.ipynb #a62247ff
 @dataclass(frozen=True)
-class Standing:
+class _Standing:
     "What is served, and what keeps it from being what the registry says."
     route: Route                  # which versions answer
     silent: tuple[str, ...] = ()  # versions that answer the same molecules, while nobody waits for them
     doubt: str = ''               # why the version that is served is not trusted
     refused: str = ''             # why a version that the registry names is not served
     store_trouble: str = ''       # why the registry cannot be asked
+    noting_trouble: str = ''      # why what was asked last could not be noted
 
+# %% ../../nbs/serving/08_following.ipynb #e222d8d4
+class Standing(_Standing):
+    "What is served, as it changes."
     def news(self,
              before: 'Standing | None',   # what was served until now
     ) -> list[str]:
@@ -62,6 +66,9 @@ class Standing:
         if before and bool(self.store_trouble) != bool(before.store_trouble):
             new.append(f'goes on with version {version}: {self.store_trouble}' if self.store_trouble else
                        'the registry can be asked again')
+        if before and bool(self.noting_trouble) != bool(before.noting_trouble):
+            new.append(f'goes on answering: {self.noting_trouble}' if self.noting_trouble else
+                       'requests can be noted again')
         if before and self.doubt != before.doubt and version == before.route.version:
             new.append(f"version {version} is {f'not trusted: {self.doubt}' if self.doubt else 'trusted again'}")
         return new
@@ -142,6 +149,11 @@ class _Following:
         self.beside = Held(store, silent) if silent else None
         self.standing: Standing | None = None
 
+    @property
+    def _noting_trouble(self) -> str:
+        troubles = (held.pool.noting_trouble for held in (self.held, self.beside) if held)
+        return next(filter(None, troubles), '')
+
 # %% ../../nbs/serving/08_following.ipynb #5e9c77db
 class _Routed(_Following):
     "Which versions answer, as the registry says."
@@ -181,6 +193,7 @@ class Following(_Routed):
         except Exception as e:  # whatever it is, what was served before is served
             if self.standing is None: raise
             now = replace(self.standing, store_trouble=in_one_line(e))
+        now = replace(now, noting_trouble=self._noting_trouble)
         for line in now.news(self.standing): print(utc_text(), line, file=sys.stderr, flush=True)
         self.standing = now
 

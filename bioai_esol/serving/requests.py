@@ -47,8 +47,6 @@ class RequestLog:
     def __post_init__(self):
         object.__setattr__(self, 'path', Path(self.path))
         if self.path.is_dir(): raise DataError(f"cannot note requests in {self.path}: it is a folder, not a file")
-        if not self.path.parent.is_dir():  # the lock would make it
-            raise DataError(f"cannot note requests in {self.path}: there is no folder {self.path.parent}")
         self._append('')
 
     def to_dict(self) -> dict:
@@ -64,6 +62,8 @@ class RequestLog:
         self._append(text.getvalue())
 
     def _append(self, lines: str):
+        if not self.path.parent.is_dir():  # the lock would make it
+            raise DataError(f"cannot note requests in {self.path}: there is no folder {self.path.parent}")
         try: _append(self.path, lines)
         except OSError as e: raise DataError(f"cannot note requests in {self.path}: {e.strerror or e}") from None
 

@@ -160,6 +160,7 @@ class Metrics(_Counts):
         self.refused = show('bioai_esol_refused', '1 while the registry names a version that is not served: its files')
         self.reachable = show('bioai_esol_store_reachable', '1 while the registry can be asked')
         self.waiting = show('bioai_esol_waiting_molecules', 'Molecules that wait')
+        self.noting = show('bioai_esol_noting_fails', '1 while what is asked cannot be noted: its file')
 
     def text(self,
              standing: Standing,   # what is served
@@ -173,6 +174,7 @@ class Metrics(_Counts):
         self.refused.set(bool(standing.refused))
         self.reachable.set(not standing.store_trouble)
         self.waiting.set(n_waiting)
+        self.noting.set(bool(standing.noting_trouble))
         return generate_latest(self.registry)
 
 # %% ../../nbs/serving/09_service.ipynb #aea81a5a
@@ -260,7 +262,8 @@ def _state(service: Service) -> Response:
     "What is served, for whoever decides where requests go."
     standing = service.following.standing
     told = dict(version=standing.route.version, trusted=not standing.doubt, doubt=standing.doubt,
-                refused=standing.refused, store_trouble=standing.store_trouble, processes=service.pool.n_alive)
+                refused=standing.refused, store_trouble=standing.store_trouble,
+                noting_trouble=standing.noting_trouble, processes=service.pool.n_alive)
     return Response(json.dumps(told), 200 if service.pool.n_alive else 503, media_type=_JSON)
 
 # %% ../../nbs/serving/09_service.ipynb #d2aac5b7

@@ -113,11 +113,11 @@ def test_it_speaks_as_mlflow_does(server):
     assert status == 200 and 'NaN' not in text
     ethanol, unreadable = json.loads(text)['predictions']
     assert ethanol['model_version'] == '2' and ethanol['unit'] == 'log10(mol/L)' and ethanol['error'] == ''
-    assert unreadable['log_solubility'] is None and unreadable['error']
+    assert unreadable['log_solubility'] is None and unreadable['error'] and (ethanol['trusted'], unreadable['trusted']) == ('yes', '')
     assert server.send('/invocations', 'smiles\nCCO\n', {'Content-Type': 'text/csv'})[1] == json.dumps(dict(predictions=[ethanol]))
     assert server.send('/invocations', json.dumps(dict(instances=[])))[1] == '{"predictions": []}'
     ready = json.loads(server.send('/ready')[1])
-    assert ready == dict(version='2', trusted=True, doubt='', refused='', store_trouble='', processes=ready['processes']) and ready['processes']
+    assert ready.pop('processes') and ready == dict(version='2', trusted=True, doubt='', refused='', store_trouble='', noting_trouble='')
 
 
 @pytest.mark.parametrize('status, body, says', [
@@ -218,7 +218,10 @@ def test_a_process_that_is_killed_is_replaced(server):
 
 def test_trust_is_told_as_it_changes(started, tmp_path):
     server, store = started(), connect(uri_of(tmp_path))
-    def trusted(): return server.ask(['CCO'])[0]['trusted']
+    def trusted():
+        known, unreadable = server.ask(['CCO', 'C1CC'])
+        assert unreadable['trusted'] == ''
+        return known['trusted']
     assert trusted() == 'yes'
     with turn(store) as t: distrust(t, '2', '20 of 40 values lie outside their interval')
     wait_until(lambda: trusted() == 'no: 20 of 40 values lie outside their interval', server.child, 20)
@@ -248,6 +251,27 @@ def test_shadow_and_share(started, tmp_path):
     wait_until(lambda: len(load_requests(noted)) == before + 2 * len(asked), server.child)
     shadow = load_requests(noted)[before:].query("version == '1'")
     assert sorted(shadow.smiles) == sorted(map(canonical_smiles, asked))
+
+
+def test_requests_that_cannot_be_noted_are_answered(started, tmp_path):
+    "A folder that is gone, and one that is there again: told once, in the log, /ready and /metrics."
+    folder = tmp_path / 'noted'
+    folder.mkdir()
+    server = started('--note-requests', folder / 'requests.csv')
+    server.ask(['CCO'])
+    assert server.metric('bioai_esol_noting_fails') == 0 and json.loads(server.send('/ready')[1])['noting_trouble'] == ''
+    folder.rename(tmp_path / 'elsewhere')
+    asked = list(load_esol().smiles[:200])
+    assert all(row['error'] == '' for _ in range(5) for row in server.ask(asked))
+    wait_until(lambda: server.metric('bioai_esol_noting_fails') == 1, server.child, 20)
+    why = f'cannot note requests in {folder}/requests.csv: there is no folder {folder}'
+    assert json.loads(server.send('/ready')[1])['noting_trouble'] == why and not folder.exists()
+    folder.mkdir()
+    server.ask(['CCO'])
+    wait_until(lambda: server.metric('bioai_esol_noting_fails') == 0, server.child, 20)
+    assert load_requests(folder / 'requests.csv').smiles.tolist() == ['CCO']
+    log = server.log.read_text()
+    assert log.count(why) == 1 and log.count('requests can be noted again') == 1 and 'Traceback' not in log
 
 
 def test_files_that_were_altered_are_never_served(started, tmp_path):
