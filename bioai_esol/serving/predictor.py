@@ -186,7 +186,8 @@ class _Answering(_Champion):
     def answer(self, smiles: Sequence[str]) -> pd.DataFrame:  # n molecules -> n rows
         "All of them together."
         asked = [_Asked.read(s, self._figures.reading) for s in smiles]
-        trusted = f'no: {self.distrusted}' if self.distrusted else 'yes'
+        trust = f'no: {self.distrusted}' if self.distrusted else 'yes'
+        trusted = ['' if a.error else trust for a in asked]  # nothing was said that could be trusted
         with one_thread(): columns = _answered(asked, self._figures, self.property)
         columns |= dict(trusted=trusted, model_version=self.version)
         names = prediction_columns(self.property)
@@ -235,6 +236,8 @@ def open_library(
 ) -> TableFile:
     "A table of molecules; raises `DataError` for one that has none, or rows that do not fit its header."
     if isinstance(path, TableFile): return path
+    if isinstance(path, pd.DataFrame):
+        raise DataError("a DataFrame is not a file: predict(df['smiles']) answers its molecules, as a DataFrame")
     file = open_table(path, reading and reading.separator, reading and reading.encoding)
     misfits = [f'{file.where(n)}: {why}' for n, why in file.misfits.items()]
     if misfits and not skip_bad_rows:
@@ -406,6 +409,15 @@ def _predict_table(champion: _Answering, file: TableFile, output: Path, reading:
         put_together(parts, form)
     return PredictedTable(output, asked.file.n_rows, failed, champion.version)
 
+# %% ../../nbs/serving/02_predictor.ipynb #c11077e3
+def _listed_molecules(smiles: object) -> list:
+    "One molecule, or several; raises `DataError` for what is neither."
+    if isinstance(smiles, str): return [smiles]
+    if isinstance(smiles, pd.DataFrame): raise DataError("predict takes molecules, not a table: predict(df['smiles'])")
+    if not isinstance(smiles, Iterable) or isinstance(smiles, bytes | dict):
+        raise DataError(f"predict takes a SMILES or a list of them, not {smiles!r:.40} ({type(smiles).__name__})")
+    return list(smiles)
+
 # %% ../../nbs/serving/02_predictor.ipynb #45ab5632
 def _can_start_processes() -> bool:
     "Not from a process that answers itself, nor from a program that a process could not load."
@@ -421,7 +433,7 @@ class Predictor(_Library):
                 smiles: str | Sequence[str],  # one molecule, or n
     ) -> pd.DataFrame:                        # n rows, columns `prediction_columns(property)`
         "Predict each molecule; one that cannot be read has NaN and its own `error`."
-        asked = [smiles] if isinstance(smiles, str) else list(smiles)
+        asked = _listed_molecules(smiles)
         if len(asked) <= PIECE: return self.answer(asked)
         answers = pd.concat(self.answer_pieces(in_pieces(asked), len(asked)), ignore_index=True)
         return of_property(answers, self.property)
