@@ -24,7 +24,7 @@ _COMMON_BONDS = ('SINGLE', 'DOUBLE', 'TRIPLE', 'AROMATIC')
 @cache
 def _of_atom(symbol: str, charge: int, isotope: int, unpaired: int) -> frozenset[str]:
     "The traits of a kind of atom."
-    has = {'an atom that stands for any other' if symbol == '*' else f'the element {symbol}'}
+    has = {'an atom * that stands for any other' if symbol == '*' else f'the element {symbol}'}
     if charge: has.add(f'the charge {charge:+d} on {symbol}')
     if isotope: has.add('an isotope')
     if unpaired: has.add('an unpaired electron')
@@ -80,12 +80,17 @@ _SIZES = dict(  # descriptors, in words
     TPSA='{:.0f} Å² of polar surface')
 SIZES = tuple(_SIZES)  # names of the descriptors
 
+def _amount(form: str, value: float) -> str:
+    "`3 rings`, `1 ring`."
+    text = form.format(value)
+    return text.removesuffix('s') if round(value) == 1 else text
+
 def _beyond(sizes: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[str]:
     "In words, each size that is smaller or larger than any in the training molecules."
     words = []
     for form, value, least, most in zip(_SIZES.values(), sizes, low, high):
-        if value > most: words.append(f'{form.format(value)}, at most {most:.3g} in training')
-        elif value < least: words.append(f'{form.format(value)}, at least {least:.3g} in training')
+        if value > most: words.append(f'it has {_amount(form, value)}, training molecules at most {most:.3g}')
+        elif value < least: words.append(f'it has {_amount(form, value)}, training molecules at least {least:.3g}')
     return words
 
 # %% ../../nbs/chem/09_domain.ipynb #2d8095dd
@@ -203,6 +208,13 @@ class _Recorded(_Read):
         return similarity(smiles, self.prints)
 
 # %% ../../nbs/chem/09_domain.ipynb #30b6cb72
+_FAR = 'no training molecule is similar enough ({}, limit {})'
+
+def _and(words: Sequence[str]) -> str:
+    "`a net charge, an isotope and the element Si`."
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
 class Domain(_Recorded):
     "What the training molecules of a model had, and how far from them is too far."
     def reasons(self,
@@ -215,9 +227,9 @@ class Domain(_Recorded):
         has = traits(smiles)
         had = self.enough(has, sizes)
         new = _in_words(has - had.traits)
-        reasons = [f"no training molecule has {', '.join(new)}"] if new else []
+        reasons = [f'it has {_and(new)}, which no training molecule has'] if new else []
         if was_cut_out and not self.cut_out:
-            reasons.append('predicted as its largest fragment, and no training molecule had several')
+            reasons.append('only its largest fragment is predicted, and each training molecule is one fragment')
         reasons += _beyond(sizes, had.low, had.high)
-        if near < self.limit: reasons.append('similarity {} is below {}'.format(*told_apart(near, self.limit)))
+        if near < self.limit: reasons.append(_FAR.format(*told_apart(near, self.limit)))
         return reasons

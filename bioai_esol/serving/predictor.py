@@ -82,13 +82,16 @@ class _Taught:
         return np.where(outside, beyond, inside) * spread
 
 # %% ../../nbs/serving/02_predictor.ipynb #767f63c2
+_UNSURE = 'the model is unsure of it (spread {}, limit {})'
+_CARRIED = 'the model itself says {}, and training values support nothing {} {}'
+
 class _Reasons(_Taught):
     "What speaks against an answer."
     def reasons(self, asked: _Asked, sizes: np.ndarray, near: float, spread: float) -> list[str]:
         "Every reason for which a molecule is outside the domain, apart from its value."
         reasons = self.domain.reasons(asked.mol, sizes, near, 'largest fragment' in asked.molecule.changes)
         if spread > self.spread_limit:
-            reasons.append('spread {} is above {}'.format(*told_apart(spread, self.spread_limit)))
+            reasons.append(_UNSURE.format(*told_apart(spread, self.spread_limit)))
         return reasons
 
     def all_reasons(self, asked: Sequence[_Asked], sizes: np.ndarray, near: np.ndarray, spread: np.ndarray,
@@ -102,7 +105,7 @@ class _Reasons(_Taught):
             if not reasons[i] and abs(mean[i] - bound[i]) <= reach[i]: continue
             said, carried = told_apart(mean[i], bound[i])
             side = 'below' if mean[i] < bound[i] else 'above'
-            reasons[i].append(f'the model says {said}, and values in training carry nothing {side} {carried}')
+            reasons[i].append(_CARRIED.format(said, side, carried))
         return reasons
 
 # %% ../../nbs/serving/02_predictor.ipynb #af9d073e

@@ -54,7 +54,7 @@ def test_an_answer_that_nothing_carries_is_a_bound():
     predictor = as_kept(train([config], task)[0].model, task)
     [answer] = predictor.predict('C' * 100).to_dict('records')
     assert answer['log_solubility'] == LOWEST_SOLUBILITY and answer['domain'] == 'outside'
-    assert 'the model says -' in answer['why'] and answer['low'] < answer['log_solubility'] <= answer['high']
+    assert 'the model itself says -' in answer['why'] and answer['low'] < answer['log_solubility'] <= answer['high']
 
 
 def test_intervals_are_wider_outside(predictors):
