@@ -83,21 +83,27 @@ def not_written(
     return f'cannot write {path}: {why}'
 
 # %% ../nbs/00_errors.ipynb #e0a00001
+def _meant(name: str, known: Sequence[str]) -> str:
+    "The known name that is spelt almost like this one, or has its words; empty when none does."
+    words = set(name.split('_'))
+    longer = [k for k in known if words <= set(k.split('_'))]
+    return next(iter([*difflib.get_close_matches(name, known, n=1), *longer]), '')
+
 def did_you_mean(
     name: object,          # that is not known
     known: Sequence[str],  # names that are
 ) -> str:                  # `, did you mean 'lr'?`; empty when none is similar
     "The known name that was probably meant, as the end of a sentence."
-    similar = difflib.get_close_matches(str(name), known, n=1)
-    return f', did you mean {similar[0]!r}?' if similar else ''
+    meant = _meant(str(name), known)
+    return f', did you mean {meant!r}?' if meant else ''
 
 # %% ../nbs/00_errors.ipynb #0364d1f6
 class ConfigError(BioaiError, ValueError):
     "A setting that does not exist or cannot have this value."
 
 def _unknown_setting(name: str, known: Sequence[str]) -> str:
-    similar = difflib.get_close_matches(name, known, n=1)
-    hint = f', did you mean {similar[0]}?' if similar else ''
+    meant = _meant(name, known)
+    hint = f', did you mean {meant}?' if meant else ''
     return f'unknown setting {name!r}{hint}'
 
 def config_error(
