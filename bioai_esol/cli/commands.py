@@ -163,14 +163,14 @@ def _tell_sweep(result) -> int:
 # %% ../../nbs/cli/02_commands.ipynb #2258b2c1
 def _ensemble(args, dataset) -> int:
     "A preset: its members, and the ensemble that validation chooses."
-    from bioai_esol.sweep.ensemble import CHOICE_RULE, PRESET_GAP_THRESHOLD, run_preset
+    from bioai_esol.sweep.ensemble import CHOICE_RULE, run_preset
     result = run_preset(args.preset, dataset, tracking_uri=args.tracking_uri, fresh=args.fresh, **_settings(args))
     _tell_sweep(result.sweep)
     print(f"\n{CHOICE_RULE}:")
     print(result.table().rename(columns=dict(taken='')).to_string(index=False, float_format='{:.3f}'.format))
     run = result.run
     print(f"{run['run_name']}: val_rmse {run['best_val_rmse']:.4f}, gap {run['generalisation_gap']:.3f}; "
-          f"run tag {result.run_tag!r}\n{_next(result.run_tag, dataset.property, PRESET_GAP_THRESHOLD)}")
+          f"run tag {result.run_tag!r}\n{_next(result.run_tag, dataset.property, result.gap_threshold)}")
     return 0
 
 def _next(run_tag: str, of, threshold: float) -> str:

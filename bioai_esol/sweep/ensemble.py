@@ -8,7 +8,7 @@ __all__ = ['Answers', 'PRESET_GAP_THRESHOLD', 'CHOICE_RULE', 'Members', 'SharedB
            'best_mean', 'build_ensemble', 'best_ensemble', 'PresetResult', 'run_preset']
 
 # %% ../../nbs/sweep/03_ensemble.ipynb #1ed540a3
-import hashlib, itertools, json, sys, tempfile, time
+import hashlib, itertools, json, math, sys, tempfile, time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -453,10 +453,15 @@ def best_ensemble(
     single = _single_runs(store, run_tag)
     return _best_of(store, single, as_tag or run_tag, start)
 
-# %% ../../nbs/sweep/03_ensemble.ipynb #2e6a0e14
+# %% ../../nbs/sweep/03_ensemble.ipynb #2895946e
 PRESET_GAP_THRESHOLD = 0.6  # log10 mol/L, for models that fit their training molecules closely: see howto/accurate
 _MAX_COMBINATIONS = 5       # that are shown beside the one that was taken
 
+def _enough_for(gap: float) -> float:
+    "A gap threshold that admits an ensemble of the preset: the usual one, or the next tenth above its gap."
+    return max(PRESET_GAP_THRESHOLD, math.floor(10 * gap + 1) / 10) if math.isfinite(gap) else PRESET_GAP_THRESHOLD
+
+# %% ../../nbs/sweep/03_ensemble.ipynb #2e6a0e14
 @dataclass(frozen=True, repr=False)
 class PresetResult:
     "An ensemble, and the sweep that trained its members."
@@ -467,9 +472,13 @@ class PresetResult:
     tracking_uri: str      # the store that it was written to
 
     @property
+    def gap_threshold(self) -> float:
+        "With which `promote` admits it."
+        return _enough_for(self.run['generalisation_gap'])
+    @property
     def next_step(self) -> str:
         "What to type next, in Python."
-        return f"esol.promote({self.run_tag!r}, esol.Policy(gap_threshold={PRESET_GAP_THRESHOLD}))"
+        return f"esol.promote({self.run_tag!r}, esol.Policy(gap_threshold={self.gap_threshold}))"
 
     def table(self) -> pd.DataFrame:
         "The best combinations and the one that was taken, to be shown."

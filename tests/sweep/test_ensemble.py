@@ -1,4 +1,6 @@
 "Ensembles: several kinds of models in one sweep, their mean as a run, judged, promoted and asked like any other."
+import re
+
 import numpy as np
 import pytest
 from helpers import fresh, sweep_here
@@ -83,6 +85,8 @@ def test_the_preset_on_the_command_line(program):
     done = program('sweep', *small)
     assert done.returncode == 0, done.stderr
     assert "run tag 'accurate.members'" in done.stdout and '← taken' in done.stdout and 'next: bioai-esol promote --run-tag accurate' in done.stdout
+    gap, threshold = (float(re.search(f'{name} ([0-9.]+)', done.stdout)[1]) for name in ('gap', '--gap-threshold'))
+    assert gap < threshold
     again = program('sweep', *small)
     assert again.returncode == 0 and '0 trained, 2 finished before' in again.stdout
     both = program('sweep', '--preset', 'accurate', '--grid', 'x.yaml')
