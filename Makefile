@@ -60,7 +60,7 @@ bench-monitoring: $(READY) ## watching a champion: false alarms and delays in 10
 	@$(BIN)/python benchmarks/monitoring.py --output benchmarks/monitoring.md
 
 bench-serving: $(READY) ## speed of answers: a library, requests over HTTP, switches, memory; forty minutes
-	@$(BIN)/python benchmarks/serving.py --output benchmarks/serving.md
+	@$(BIN)/python benchmarks/serving.py --output benchmarks/serving.md --figure nbs/images/serving.png
 
 # a notebook runs in its own folder, where the file of a store named sqlite:///mlflow.db would be another one
 lab: $(READY)    ## JupyterLab on copies of the analysis notebooks in work/, with the store of `make run`; on 127.0.0.1

@@ -1,6 +1,6 @@
 """How fast a champion answers: a library of molecules, and requests over HTTP.
 
-    make bench-serving                                                         # written to benchmarks/serving.md and serving.png
+    make bench-serving                                                         # written to benchmarks/serving.md and nbs/images/serving.png
     python benchmarks/serving.py --chemprop chemprop-env/bin/chemprop          # Chemprop beside ours
     python benchmarks/serving.py --minutes 1 --molecules 2000                  # a short run of everything
 
@@ -311,7 +311,8 @@ def figure(path, libraries, requests, memory):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--output', type=Path, help='a Markdown file; the figure lies beside it')
+    parser.add_argument('--output', type=Path, help='a Markdown file')
+    parser.add_argument('--figure', type=Path, help='a PNG file')
     parser.add_argument('--data', type=Path, default=EXTERNAL, help='a table of molecules besides ESOL')
     parser.add_argument('--molecules', type=int, default=20_000, help='in the library')
     parser.add_argument('--seconds', type=float, default=15, help='of each load')
@@ -346,9 +347,8 @@ def measure(folder, args):
     say(f'memory: {args.minutes:g} minutes')
     asked, memory = memory_over(folder, smiles, args.minutes)
     text = page(args, libraries, speeds, requests, switched, live, asked, memory)
-    if args.output:
-        args.output.write_text(text + '\n')
-        figure(args.output.with_suffix('.png'), speeds, requests, memory)
+    if args.output: args.output.write_text(text + '\n')
+    if args.figure: figure(args.figure, speeds, requests, memory)
     return text
 
 
