@@ -147,7 +147,7 @@ def chemprop_per_second(chemprop, folder, file, n):
     esol = folder / 'esol.csv'
     pd.DataFrame(dict(smiles=load_esol().smiles, y=load_esol().y)).to_csv(esol, index=False)
     common = ['--accelerator', 'cpu', '--devices', '1']
-    run([chemprop, 'train', '-i', esol, '-o', folder / 'chemprop', '--epochs', '2', *common], folder)
+    run([chemprop, 'train', '-i', esol, '-o', folder / 'chemprop', '--epochs', '3', *common], folder)
     [model] = (folder / 'chemprop').rglob('best.pt')
     start = time.monotonic()
     run([chemprop, 'predict', '-i', file, '-o', folder / 'chemprop.csv', '--model-paths', model, '--smiles-columns', 'smiles', *common], folder)
