@@ -80,7 +80,6 @@ class _Atoms:
     @cached_property
     def partial_charges(self) -> list[float] | None: return _charges(self)
 
-
 # %% ../../nbs/chem/06_descriptors.ipynb #bde59e59
 def _read_atoms(mol: Chem.Mol) -> _Atoms:
     atoms, bonds = atoms_of(mol), bonds_of(mol)
@@ -108,7 +107,6 @@ def _charges(read: _Atoms, strictly: bool = True) -> list[float] | None:
 def _total(terms: Iterable[float]) -> float:
     "Their sum, added one by one as RDKit does."
     return reduce(operator.add, terms, 0.)
-
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3d4
 def _last_share(smiles: str) -> tuple[float, float]:
@@ -275,7 +273,6 @@ def _may_turn(read: _Atoms, atom: int) -> bool:
     if read.degrees[atom] == 1 or any([order == 3. for _, order, _ in read.links[atom]]): return False
     return not _is_symmetric(read, atom)
 
-
 # %% ../../nbs/chem/06_descriptors.ipynb #a2127f9e
 def _is_acyl(read: _Atoms, atom: int) -> bool:
     "Carbon with a double bond to nitrogen, oxygen or sulfur."
@@ -303,7 +300,6 @@ def _rotatable_bonds(read: _Atoms) -> int:
                if order in (1., 1.5) and not bond.IsInRing() and _may_turn(read, ends[0]) and _may_turn(read, ends[1])]
     return sum([not all([_is_in_amide(read, atom) for atom in ends]) for ends in turning])
 
-
 # %% ../../nbs/chem/06_descriptors.ipynb #f9c692ca
 _DOUBLY_BOUND = 7, 8, 15, 16  # elements that draw electrons over a double bond
 
@@ -327,7 +323,6 @@ def _accepts(read: _Atoms, atom: int) -> bool:
 def _acceptors(read: _Atoms) -> int:
     if not _is_plain(read): return rdMolDescriptors.CalcNumHBA(read.mol)
     return sum([_accepts(read, atom) for atom, number in enumerate(read.numbers) if number in (7, 8, 16)])
-
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e1
 @dataclass(frozen=True)
@@ -355,7 +350,6 @@ def _is_meant(word: str, kind: _Kind) -> bool | None:
     own = {'#': kind.number, 'H': kind.hydrogens, 'D': kind.degree, 'X': kind.degree + kind.hydrogens}
     return own[sign] == int(digits or 1)
 
-
 # %% ../../nbs/chem/06_descriptors.ipynb #8374febb
 @cache
 def _divided(text: str, sign: str) -> tuple[str, ...]:
@@ -375,7 +369,6 @@ def _may_be(text: str, kind: _Kind) -> bool:
         if len(parts) > 1: return enough([_may_be(part, kind) for part in parts])
     is_meant = _is_meant(text.removeprefix('!'), kind)
     return is_meant is None or is_meant != text.startswith('!')
-
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e2
 _Bond = tuple[str, str, str]  # what its ends may be, and its order between them, as patterns write it
@@ -406,7 +399,6 @@ def _needs(pattern: Chem.Mol) -> _Needs:
 
 _GROUPS = {name: _needs(signature(count).parameters['pattern'].default) for name, count in Fragments.fns}
 
-
 # %% ../../nbs/chem/06_descriptors.ipynb #0b494da5
 def _parts_of(needs: _Needs) -> set[str | _Bond]:
     return needs.parts.union(*[_parts_of(option) for options in needs.either for option in options])
@@ -432,7 +424,6 @@ def _places_of(*kind) -> tuple[int, int, int]:  # of `_Kind`
     return (_set_of(filter(may_be, atoms)), _set_of(bond for bond in bonds if may_be(bond[0])),
             _set_of(bond for bond in bonds if may_be(bond[2])))
 
-
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e3
 _Ready = tuple[int, tuple]  # needs with their parts as a set, and so on within
 
@@ -457,14 +448,12 @@ def _parts_in(read: _Atoms) -> int:
         there |= _bonds_of_order(order) & (begins & other_ends | ends & other_begins)
     return there
 
-
 # %% ../../nbs/chem/06_descriptors.ipynb #125b8a26
-def _groups_not_in(read: _Atoms, names: Iterable[str]) -> list[str]:
+def _groups_not_in(read: _Atoms, names: Sequence[str]) -> list[str]:
     "Those of some groups that a molecule cannot have; of one with hydrogens that are atoms, which count twice, none."
-    if read.has_hydrogen: return []
+    if read.has_hydrogen or not names: return []
     there = _parts_in(read)
     return [name for name in names if not _are_met(_READY[name], there)]
-
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e6
 _FAMILIES: dict[tuple[str, ...], Callable[[_Atoms], Sequence[float]]] = {
@@ -519,8 +508,9 @@ class _Plan:
 @lru_cache(maxsize=100)
 def _plan(names: tuple[str, ...]) -> _Plan:
     families = [family for family in _families() if not set(names).isdisjoint(family)]
-    together = set().union(*families)
     groups = [name for name in names if name in _GROUPS]
+    if not groups and max(map(len, families), default=0) == 1: families = []  # reading all atoms for one number or two
+    together = set().union(*families)
     alone = [name for name in names if name not in _GROUPS and name not in together]
     return _Plan(families, groups, alone, any('EState' in name for name in names))
 

@@ -155,30 +155,21 @@ class _Taught:
 
 # %% ../../nbs/chem/09_domain.ipynb #cda8c0db
 _FIRST = 16  # training molecules that are looked at first
-_TIMES = 2   # as many are looked at next
 
 class _Read(_Taught):
     "The training molecules, of which no more are looked at than it takes."
     @cached_property
-    def _ends(self) -> list[int]:
-        ends = [_FIRST]
-        while ends[-1] < len(self.training): ends.append(ends[-1] * _TIMES)
-        return ends
-
-    @cached_property
-    def _known(self) -> dict[int, _Had]: return {}
-
-    def _had(self, i: int) -> _Had:
-        "What the molecules up to an end had, each looked at once."
-        if i not in self._known:
-            own = _Had.of(self.training[self._ends[i - 1] if i else 0:self._ends[i]])
-            self._known[i] = own.and_also(self._had(i - 1)) if i else own
-        return self._known[i]
+    def _looked_at(self) -> list[tuple[int, _Had]]:
+        "How many at each look, and what they had."
+        return [(_FIRST, _Had.of(self.training[:_FIRST]))]
 
     def enough(self, has: frozenset[str], sizes: np.ndarray) -> _Had:
         "What enough of them had to cover a molecule; what all of them had, where they do not cover it."
-        for had in map(self._had, range(len(self._ends))):
-            if had.covers(has, sizes): break
+        n, had = self._looked_at[-1]
+        while n < len(self.training) and not had.covers(has, sizes):
+            had = had.and_also(_Had.of(self.training[n:2 * n]))
+            n = 2 * n
+            self._looked_at.append((n, had))
         return had
 
 # %% ../../nbs/chem/09_domain.ipynb #744d11c6

@@ -77,7 +77,6 @@ def read_numbers(
         for column, reader in zip(columns, readers): column.extend(map(reader, part))
     return torch.from_numpy(np.array(columns, dtype=np.int64).T.copy())
 
-
 # %% ../../nbs/chem/07_graphs.ipynb #941b755e
 @dataclass(frozen=True)
 class Atoms:

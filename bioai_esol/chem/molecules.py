@@ -199,7 +199,6 @@ def fingerprint(
     "The Morgan fingerprint of a molecule; raises `DataError` when it cannot be read."
     return _MORGAN.GetFingerprint(parse_smiles(smiles))
 
-
 # %% ../../nbs/chem/01_molecules.ipynb #f8580b95
 @dataclass(frozen=True)
 class Prints:
@@ -226,7 +225,6 @@ class Prints:
         common = np.bincount(np.concatenate([self.having[bit] for bit in bits]), minlength=len(self.sizes))
         return common / (len(bits) + self.sizes - common)
 
-
 # %% ../../nbs/chem/01_molecules.ipynb #cddbde58
 def similarity(
     smiles: Sequence[Molecule],          # n
@@ -235,4 +233,3 @@ def similarity(
     "Largest Tanimoto similarity of each molecule to a training molecule."
     known = training if isinstance(training, Prints) else Prints.of([fingerprint(s) for s in training])
     return np.array([known.similarities(fingerprint(s)).max() for s in smiles])
-

@@ -233,4 +233,3 @@ def held_out_folds(
     if len(small) < n: small = [[row] for row in range(len(smiles))]
     order = np.random.default_rng(seed).permutation(len(small))
     return [np.array(sorted(rows), dtype=np.int64) for rows in _deal([small[i] for i in order], n)]
-

@@ -222,7 +222,6 @@ def _held_out(model: 'FittedModel') -> HeldOut | None:
     spread = np.full(len(rows), model.info['spread']) if own is None else own.numpy()
     return HeldOut(rows, mean[None], spread[None])
 
-
 # %% ../../nbs/models/08_fitted.ipynb #b4675f84
 @dataclass(frozen=True, repr=False)
 class _Artefact:

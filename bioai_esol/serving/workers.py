@@ -382,7 +382,6 @@ class _InBatches(_Asking):
             with waiting.changed: part.question.put(part.where, rows[:n])
             rows = rows[n:]
 
-
 # %% ../../nbs/serving/07_workers.ipynb #dc84ed59
 class _Worker(_InBatches):
     "Takes batches from the line until it is closed."

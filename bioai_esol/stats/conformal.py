@@ -115,7 +115,6 @@ def fit_spread(
     m.fit((signs - mean) / sd, errors + _FLOOR * errors.mean())
     return dict(mean=mean.tolist(), sd=sd.tolist(), weights=m.coef_.tolist(), intercept=float(m.intercept_))
 
-
 # %% ../../nbs/stats/02_conformal.ipynb #e49569a4
 def learned_spread(
     signs: ArrayLike,   # (n, n_signs)
@@ -125,7 +124,6 @@ def learned_spread(
     z = (np.asarray(signs, float) - fitted['mean']) / fitted['sd']
     z = np.clip(z, -_MAX_DEVIATIONS, _MAX_DEVIATIONS)
     return np.exp((z * fitted['weights']).sum(axis=1) + fitted['intercept'])
-
 
 # %% ../../nbs/stats/02_conformal.ipynb #f3dc2c4f
 DOMAIN_QUANTILE = .05  # share of the training molecules that would be outside by their own measure

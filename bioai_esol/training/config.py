@@ -177,8 +177,6 @@ def _reading_of(run: Mapping) -> Reading:
     headers = read_table(run['dataset_source']).frame.columns
     return recorded(dict(smiles_column='smiles', target=first_target(headers), decimal='.', unit=None))
 
-
-
 # %% ../../nbs/training/01_config.ipynb #9e419f1f
 def property_of(
     run: Mapping,  # tags of a run, or a row of a table of runs

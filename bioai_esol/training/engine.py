@@ -367,7 +367,6 @@ def of_copies(
     if spreads: columns['spread'] = np.concatenate(spreads)
     return {f'held.{name}': torch.from_numpy(column[order]) for name, column in columns.items()}
 
-
 # %% ../../nbs/training/03_engine.ipynb #964e8e7c
 def _ask_copies(configs: Sequence[TrainConfig], epochs: Sequence[int], task: Task, device: str) -> list[dict]:
     "Of each configuration, what copies of its network say that are trained for its number of epochs."
@@ -380,7 +379,6 @@ def _ask_copies(configs: Sequence[TrainConfig], epochs: Sequence[int], task: Tas
             for k in [k for k, last in enumerate(epochs) if last == epoch]:
                 said[k].append((block.predict('val', block.theta[k:k + 1])[0], None))
     return [of_copies(s, tasks) if len(s) == len(tasks) else {} for s in said]
-
 
 # %% ../../nbs/training/03_engine.ipynb #302b9901
 def _results(block: _Block, held: Sequence[dict[str, Tensor]], seconds: float) -> list[TrainResult]:
@@ -453,7 +451,6 @@ def score_fitted(
     score = score_test(of('test'), held or of('val'))
     return TrainResult(config, history, best.summary | score.figures, weights, predicted['test'], seconds,
                        info=info | limit | score.calibration, half_widths=score.half_widths)
-
 
 # %% ../../nbs/training/03_engine.ipynb #7d2e0c1b
 def _fitted_regressor(config: TrainConfig, task: Task, X: np.ndarray) -> dict[str, Tensor]:
