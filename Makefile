@@ -59,7 +59,7 @@ bench-external: $(READY) ## molecules outside ESOL: errors, intervals and domain
 bench-monitoring: $(READY) ## watching a champion: false alarms and delays in 10,000 simulated lives, and a real stream; twenty minutes
 	@$(BIN)/python benchmarks/monitoring.py --output benchmarks/monitoring.md
 
-bench-serving: $(READY) ## speed of answers: a library, requests over HTTP, switches, memory; forty minutes
+bench-serving: $(READY) ## speed of answers: a library, requests over HTTP, switches, memory; three quarters of an hour
 	@$(BIN)/python benchmarks/serving.py --output benchmarks/serving.md --figure nbs/images/serving.png
 
 # a notebook runs in its own folder, where the file of a store named sqlite:///mlflow.db would be another one

@@ -71,26 +71,29 @@ def _fit_small_boosting(X: np.ndarray, y: np.ndarray, seed: int) -> Arrays:
             'base': np.array(m.init_.constant_[0, 0])}
 
 # %% ../../nbs/models/06_regressors.ipynb #728b7503
-def _boosting(X: np.ndarray, fitted: Arrays) -> tuple[np.ndarray, None]:
+def _boosting(X: np.ndarray, ready: Arrays) -> tuple[np.ndarray, None]:
     X = X.astype(np.float32)  # scikit-learn compares as float32
     parts = np.split(X, range(_TOGETHER, len(X), _TOGETHER))
-    return np.concatenate([_walk(part, fitted) for part in parts]), None
+    return np.concatenate([_walk(part, ready) for part in parts]), None
 
 _TOGETHER = 512  # molecules that walk at the same time: what they need fits into the cache
 
-def _walk(X: np.ndarray, fitted: Arrays) -> np.ndarray:
+def _ready_boosting(fitted: Arrays) -> Arrays:
+    "The trees as molecules walk them."
     is_leaf = fitted['left'] < 0
     sides = [np.where(is_leaf, np.arange(len(is_leaf)), fitted[side]) for side in ('right', 'left')]
     after = np.stack(sides, axis=1).ravel()                         # of each node; a leaf leads to itself
-    feature = np.where(is_leaf, 0, fitted['feature'])
+    return fitted | dict(is_leaf=is_leaf, after=after, column=np.where(is_leaf, 0, fitted['feature']))
+
+def _walk(X: np.ndarray, ready: Arrays) -> np.ndarray:
     row = np.arange(0, X.size, X.shape[1])[:, None]                 # where each molecule's columns begin
-    at = np.tile(fitted['start'], (len(X), 1))                      # (n, n_trees) the node where each molecule is
-    while not is_leaf.take(at).all():
-        own = X.take(feature.take(at) + row)
-        at = after.take(2 * at + (own <= fitted['threshold'].take(at)))
-    total = np.full(len(X), fitted['base'])
-    for values in fitted['value'].take(at.T): total += values       # in the order of the trees, to the bit
-    return total
+    at = np.tile(ready['start'], (len(X), 1))                       # (n, n_trees) the node where each molecule is
+    while not ready['is_leaf'].take(at).all():
+        own = X.take(ready['column'].take(at) + row)
+        at = ready['after'].take(2 * at + (own <= ready['threshold'].take(at)))
+    values = ready['value'].take(at)
+    values[:, 0] += ready['base']
+    return values.cumsum(axis=1)[:, -1]                             # in the order of the trees, to the bit
 
 # %% ../../nbs/models/06_regressors.ipynb #fff231a4
 BOOSTING_MAX_MOLECULES = 2000  # training molecules of which every one may end a split
@@ -168,13 +171,12 @@ def _halves(A: np.ndarray) -> Halves:  # (n, n_columns)
     step = np.ldexp(step, -bits)
     return high, np.rint((A - high) / step) * step
 
-def _exact_product(A: np.ndarray, B: Halves) -> np.ndarray:  # (n, n_columns), (m, n_columns) twice -> (n, m)
-    "`A` times the transpose of B; a row does not depend on which others there are."
-    high, low = _halves(A)
-    b_high, b_low = B
-    small = high @ b_low.T
-    small += low @ b_high.T
-    return high @ b_high.T + small
+def _exact_product(A: Halves, B: Halves) -> np.ndarray:  # (n, n_columns) and (m, n_columns), twice each -> (n, m)
+    "A times the transpose of B; a row does not depend on which others there are."
+    high, low = B
+    large, small = np.split(np.vstack(A) @ high.T, 2)  # at once: for one molecule, reading B is what takes time
+    small += A[0] @ low.T
+    return large + small
 
 # %% ../../nbs/models/06_regressors.ipynb #e4105a7b
 def _ready_process(fitted: Arrays) -> Arrays:
@@ -191,19 +193,31 @@ def _ready_process(fitted: Arrays) -> Arrays:
 def _split(name: str, A: np.ndarray) -> Arrays:
     return dict(zip((f'{name}.high', f'{name}.low'), _halves(A)))
 
+# %% ../../nbs/models/06_regressors.ipynb #7c1d0a42
 def _near(X: np.ndarray, name: str, ready: Arrays) -> np.ndarray:  # (n, n_columns) -> (n, n_train)
     "Covariance of molecules with those of training, from a² + b² - 2ab."
-    product = _exact_product(X, (ready[f'{name}.high'], ready[f'{name}.low']))
+    product = _exact_product(_halves(X), (ready[f'{name}.high'], ready[f'{name}.low']))
     return _covariance((X ** 2).sum(axis=1)[:, None] + ready[f'{name}.squared'] - 2 * product, ready)
 
 def _mean(X: np.ndarray, K: np.ndarray, ready: Arrays) -> np.ndarray:  # (n, n_columns), (n, n_train) -> (n,)
     if 'mean.X' not in ready: return (K * ready['alpha']).sum(axis=1)
     return (_near(X, 'mean.X', ready) * ready['mean.alpha']).sum(axis=1)
 
+_STEPS = 4  # in which a triangle is cut: of a product with it, three eighths fall away
+
+def _whitened(K: np.ndarray, ready: Arrays) -> np.ndarray:  # (n, n_train) -> (n, n_train)
+    "The inverse of L times each row of K, without the zeros above the diagonal."
+    high, low = _halves(K)
+    ends = np.linspace(0, K.shape[1], _STEPS + 1).astype(int)
+    parts = []
+    for start, end in zip(ends, ends[1:]):
+        rows = ready['inverse.high'][start:end, :end], ready['inverse.low'][start:end, :end]
+        parts.append(_exact_product((high[:, :end], low[:, :end]), rows))
+    return np.hstack(parts)
+
 def _process(X: np.ndarray, ready: Arrays) -> tuple[np.ndarray, np.ndarray]:
     K = _near(X, 'X', ready)                                                           # (n, n_train)
-    v = _exact_product(K, (ready['inverse.high'], ready['inverse.low']))               # (n, n_train)
-    variance = ready['amplitude'] + ready['noise'] - (v ** 2).sum(axis=1)
+    variance = ready['amplitude'] + ready['noise'] - (_whitened(K, ready) ** 2).sum(axis=1)
     sd = np.sqrt(np.maximum(variance, GP_MIN_VARIANCE)) * ready['target.sd']
     return _mean(X, K, ready) * ready['target.sd'] + ready['target.mean'], sd
 
@@ -282,8 +296,8 @@ class Regressor(_Fitting):
 
 # %% ../../nbs/models/06_regressors.ipynb #fdb7a882
 _KNOWN = (Regressor('ridge', _fit_ridge, _ridge),
-          Regressor('gradient-boosting', _fit_boosting, _boosting),
+          Regressor('gradient-boosting', _fit_boosting, _boosting, _ready_boosting),
           Regressor('gaussian-process', _fit_process, _process, _ready_process),
-          Regressor('gradient-boosting-pretrained', _fit_boosting, _boosting),
+          Regressor('gradient-boosting-pretrained', _fit_boosting, _boosting, _ready_boosting),
           Regressor('gaussian-process-pretrained', _fit_process, _process, _ready_process))
 REGRESSORS = {r.name: r for r in _KNOWN}
