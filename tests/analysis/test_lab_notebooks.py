@@ -132,7 +132,7 @@ def test_the_report_is_one_file_and_lies_beside_its_sweep(here, folder, tmp_path
     assert done.returncode == 0 and done.stdout.strip() == f'report: {tmp_path / "page.html"}', done.stderr
     page = (tmp_path / 'page.html').read_text()
     assert not re.findall(r'(?:src|href)="(?!data:image/png;|#)[^"]*', words_of(page)) and '<script src' not in page
-    assert page.count('<img ') >= 9 and 'Sweep twelve' in page and 'On record: promotion of' in page and 'gap_threshold=3.0' in page
+    assert page.count('<img ') >= 9 and 'Sweep twelve' in page and 'On record: promotion of' in page and 'gap_threshold=9.0' in page
     from bioai_esol.store.client import connect
     from bioai_esol.store.runs import fetch_artifacts, search
     store = connect(uri_of(folder))
