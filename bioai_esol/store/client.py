@@ -379,19 +379,24 @@ def check_reachable(
     _check_server(uri)
 
 # %% ../../nbs/store/01_client.ipynb #cb109108
+def _create_experiment(client: Client, uri: str):
+    "Make the experiment; another process may do so in the same moment."
+    path = sqlite_path(uri)
+    location = (path.parent / 'mlartifacts').as_uri() if path else None
+    try: client.create_experiment(EXPERIMENT, artifact_location=location)
+    except StoreError:
+        if client.get_experiment_by_name(EXPERIMENT) is None: raise
+
 def _experiment_id(client: Client, uri: str, create: bool) -> str:
+    if create and client.get_experiment_by_name(EXPERIMENT) is None: _create_experiment(client, uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None and not create:
-        raise StoreError(f"no experiment {EXPERIMENT!r} in {uri}: run 'bioai-esol sweep' first")
-    if experiment is None:
-        path = sqlite_path(uri)
-        location = (path.parent / 'mlartifacts').as_uri() if path else None
-        return client.create_experiment(EXPERIMENT, artifact_location=location)
+    if experiment is None: raise StoreError(f"no experiment {EXPERIMENT!r} in {uri}: run 'bioai-esol sweep' first")
     if experiment.lifecycle_stage != 'active':
         raise StoreError(f"the experiment {EXPERIMENT!r} in {uri} was deleted: "
                          f"'mlflow experiments restore -x {experiment.experiment_id}' brings it back")
     return experiment.experiment_id
 
+# %% ../../nbs/store/01_client.ipynb #5da8030e
 def connect(
     tracking_uri: str | None = None,  # see `store_uri`
     create: bool = False,             # make the database and the experiment where they are missing

@@ -278,7 +278,8 @@ def server_findings(
 def _proxied_findings(uri: str, location: str) -> Iterator[Finding]:
     "Artifacts that the server writes: a small one is written, read and deleted."
     what = f'artifacts behind {shown_uri(uri)}'
-    path = f"/api/2.0/mlflow-artifacts/artifacts/{urlsplit(location).path.strip('/')}/bioai-esol-doctor"
+    folder = urlsplit(location).path.strip('/')
+    path = f"/api/2.0/mlflow-artifacts/artifacts/{folder}/bioai-esol-doctor-{uuid.uuid4().hex}"
     try:
         for method, kwargs in (('PUT', dict(data=b'may be deleted')), ('GET', {}), ('DELETE', {})):
             response = _ask(uri, method, path, **kwargs)

@@ -9,7 +9,7 @@ __all__ = ['logger', 'MAX_RETRY_DELAY_S', 'HEARTBEAT_INTERVAL_S', 'STORE_WAIT_S'
 # %% ../../nbs/store/04_writer.ipynb #bfa97eb1
 import logging, time, warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -301,6 +301,20 @@ class _Patient(_Heartbeat):
         until_sign = max(0., self.next_sign - time.monotonic())
         return until_sign if self.pause() is None else min(until_sign, self.pause())
 
+    def open(self,
+             writer: Writer,             # writes the run
+             config: TrainConfig,        # what is trained
+             where: Mapping[str, str],   # tags of the machine that trains it, where that is not this one
+    ) -> Record:                         # the open run
+        "Open a run; when the store is away, it will be made later."
+        draft = writer.draft(config)
+        draft = replace(draft, tags=draft.tags | where)
+        if self.trouble: return draft
+        try: return writer.open(draft)
+        except StoreError as e:
+            self._away(e)
+            return draft
+
 # %% ../../nbs/store/04_writer.ipynb #86fec74e
 class Delivery(_Patient):
     "Brings the runs of a sweep onto the disk, and from there into the store, and waits when one of them refuses."
@@ -311,15 +325,6 @@ class Delivery(_Patient):
                  sleep: Callable[[float], None] = time.sleep):  # how to wait; may raise what ends the waiting
         super().__init__(store, box, progress)
         self.sleep = sleep
-
-    def open(self, writer: Writer, config: TrainConfig) -> Record:  # writes the run; what is trained -> the open run
-        "Open a run; when the store is away, it will be made later."
-        draft = writer.draft(config)
-        if self.trouble: return draft
-        try: return writer.open(draft)
-        except StoreError as e:
-            self._away(e)
-            return draft
 
     def finish(self, sweep: Record):  # the sweep's own run
         "Write everything that is left; raises `StoreError` when that does not succeed in time."

@@ -65,12 +65,14 @@ def _train_blocks(pipe: Connection, device: str):
     from bioai_esol.training.engine import train  # others need of this module only what watches over processes
     tasks = pipe.recv()
     while (block := _next_block(pipe)) is not None:
-        results = train(block, tasks[split_key(block[0])], device, _Ticks(pipe))
-        pipe.send(('done', results))
+        try: results = train(block, tasks[split_key(block[0])], device, _Ticks(pipe))
+        except Exception as e:  # noqa: BLE001 -- whatever it is, the sweep says it
+            pipe.send(('failed', in_one_line(e)))
+        else: pipe.send(('done', results))
 
 def train_from_pipe(
     pipe: Connection,  # gives tasks by `split_key`, then blocks, then None, and `PAUSE` or `GO_ON` in between;
-                       # takes ('tick', …), ('done', results), and ('failed', its words) when an exception ends it
+                       # takes ('tick', …), ('done', results), and ('failed', the words of an exception)
     device: str,       # where the networks are trained: cpu, or a CUDA device
 ) -> None:
     "Train the blocks that come through `pipe`; the main function of a process."

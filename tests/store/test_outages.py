@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -162,6 +163,34 @@ def test_a_second_machine(server, tmp_path, here, monkeypatch):
     complete(server.url, tmp_path.name, killed=len(runs_table(connect(server.url), tmp_path.name)) - 6)
     sweeps = runs_table(connect(server.url), tmp_path.name, 'sweep')
     assert sorted(sweeps.status) == ['FINISHED', 'KILLED'] and 'elsewhere' in set(sweeps.host)
+
+
+OF_A_MACHINE = """
+import socket, sys, tempfile
+_, host, tempfile.tempdir, *arguments = sys.argv
+socket.gethostname = lambda: host
+sys.argv[:] = ['bioai-esol', *arguments]
+from bioai_esol.cli.commands import program
+sys.exit(program())
+"""  # a name and a folder for locks of its own
+
+
+def test_two_machines_at_once(server, tmp_path):
+    "Started in the same moment, four times: one trains, the other is refused and leaves nothing."
+    for attempt in range(4):
+        tag = f'{tmp_path.name}-{attempt}'
+        processes = []
+        for host in ('north', 'south'):
+            folder = tmp_path / f'{host}-{attempt}'
+            folder.mkdir()
+            command = [sys.executable, '-c', OF_A_MACHINE, host, folder, 'sweep', *GRID, '--run-tag', tag, '--tracking-uri', server.url]
+            processes.append(subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        said = [p.communicate(timeout=120) for p in processes]
+        [refused] = [err for p, (_, err) in zip(processes, said) if p.returncode]
+        assert sorted(p.returncode for p in processes) == [0, 2] and 'is running on' in refused, said
+        assert set(runs_table(connect(server.url), tag).status) == {'FINISHED'} and len(runs_table(connect(server.url), tag)) == 6
+        [sweep] = runs_table(connect(server.url), tag, 'sweep').to_dict('records')
+        assert sweep['status'] == 'FINISHED' and sweep['claim'] == 'holds' and f"is running on {sweep['host']};" in refused
 
 
 def test_a_server_that_hangs(server, here):

@@ -128,16 +128,35 @@ def test_two_sweeps_at_once_are_refused(tmp_path, here):
     assert set(statuses(tmp_path)) == {'KILLED'}
 
 
-def test_a_dying_worker_fails_its_runs_and_the_sweep_goes_on(tmp_path):
+def workers_of(process):
+    return [p for p in descendants(process.pid) if b'spawn_main' in open(f'/proc/{p}/cmdline', 'rb').read()]
+
+
+def test_another_worker_takes_over_from_one_that_dies(tmp_path, undisturbed):
+    "Its runs begin anew, are there once, and end with the same bits."
     process = start(tmp_path)
     wait_for(tmp_path, lambda s: s.get('RUNNING', 0) >= 8, process)
-    worker = next(p for p in descendants(process.pid) if b'spawn_main' in open(f'/proc/{p}/cmdline', 'rb').read())
-    os.kill(worker, signal.SIGKILL)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert 'the worker process ended with code -9' in out
-    counts = statuses(tmp_path)
-    assert counts['FAILED'] >= 1 and counts['FAILED'] + counts['FINISHED'] == 8
+    assert process.returncode == 0 and statuses(tmp_path) == {'FINISHED': 8}, (out, err)
+    assert 'the worker process ended with code -9 (out of memory?); 4 runs begin again with another worker' in err
+    runs = typed_runs(runs_table(connect(f'sqlite:///{tmp_path}/mlflow.db'), 'small'))
+    assert runs.set_index('config_digest')[FIGURES[1:]].sort_index().equals(undisturbed)
+
+
+def test_a_block_that_kills_its_workers_fails(tmp_path):
+    "Three of them, and no more; the same command tries again."
+    process = start(tmp_path, epochs=20_000)
+    killed = set()
+    while process.poll() is None:
+        for worker in set(workers_of(process)) - killed:
+            wait_until(lambda: statuses(tmp_path).get('RUNNING', 0) + statuses(tmp_path).get('FAILED', 0) >= 8, process, 120)
+            os.kill(worker, signal.SIGKILL)
+            killed.add(worker)
+        time.sleep(.05)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and statuses(tmp_path) == {'FAILED': 8}, (out, err)
+    assert len(killed) == 6 and 'ended with code -9 (out of memory?), and so did 2 before it' in out
     again = subprocess.run([PROGRAM, 'sweep', *LONGER], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0 and statuses(tmp_path)['FINISHED'] == 8
 
@@ -151,8 +170,8 @@ def _train_without_luck(pipe, device):
 
 
 def test_the_words_of_an_exception_in_a_worker_reach_its_runs(tmp_path, monkeypatch, capfd):
-    from bioai_esol.sweep import runner
-    monkeypatch.setattr(runner, 'train_from_pipe', _train_without_luck)
+    from bioai_esol.sweep import crew
+    monkeypatch.setattr(crew, 'train_from_pipe', _train_without_luck)
     grid = Grid(architecture='ridge', split='random', seed=(1, 2), run_tag='unlucky', workers=1)
     failed = run_sweep(grid, tracking_uri=fresh(tmp_path))
     assert failed.runs.status.tolist() == ['FAILED', 'FAILED']
