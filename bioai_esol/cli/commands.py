@@ -7,7 +7,7 @@ __all__ = ['EX_SOFTWARE', 'GC_THRESHOLD', 'as_options', 'main', 'program']
 
 # %% ../../nbs/cli/02_commands.ipynb #4bd63e07
 import codecs, gc, json, math, os, re, shlex, shutil, signal, sys, tempfile, textwrap, time, traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from .parser import AXIS_OPTIONS, make_parser
 
@@ -126,6 +126,27 @@ def _look(args) -> int:
         print(f'page: {page}', file=sys.stderr if args.json else sys.stdout)
     return 0
 
+# %% ../../nbs/cli/02_commands.ipynb #72829649
+def _is_address(args) -> bool:
+    "Do the workers belong to a scheduler that is there already?"
+    from bioai_esol.sweep.cluster import BATCH_SYSTEMS
+    return bool(getattr(args, 'cluster', None)) and args.cluster not in BATCH_SYSTEMS
+
+@contextmanager
+def _cluster(args, workers: int):
+    "Where to train: None, the address of a scheduler, or a batch system that was asked for workers."
+    where = getattr(args, 'cluster', None)
+    if getattr(args, 'queue', None) and (not where or _is_address(args)):
+        _wrong_use('--queue is for a batch system: give it together with --cluster slurm, pbs, sge or lsf')
+    if _is_address(args) and args.workers: _wrong_use(f'the workers of {where} are started there: leave --workers out')
+    if not where or _is_address(args):
+        yield where
+        return
+    from bioai_esol.sweep.cluster import batch_system
+    with batch_system(where, args.queue) as jobs:
+        jobs.scale(jobs=workers)
+        yield jobs
+
 # %% ../../nbs/cli/02_commands.ipynb #7f0c1b02
 def _train_or_sweep(args) -> int:
     grid = _grid(args)
@@ -138,11 +159,14 @@ def _train_or_sweep(args) -> int:
     if getattr(args, 'preset', None): grid = preset_grid(args.preset, len(dataset), **_settings(args))
     in_epochs = any(ARCHITECTURES[name].is_network for name in grid.architecture)
     epochs = f" of {_plural(grid.epochs, 'epoch')}" if in_epochs else ''
-    print(f"{_plural(len(grid), 'run')}{epochs} on {dataset.name} ({len(dataset):,} molecules), "
-          f"run tag {grid.run_tag!r}, {_plural(grid.workers, 'worker')}: "
-          f"about {in_words(expected_seconds(grid, len(dataset)))}", flush=True)
-    if getattr(args, 'preset', None): return _ensemble(args, dataset)
-    return _tell_sweep(run_sweep(grid, dataset, tracking_uri=args.tracking_uri, fresh=getattr(args, 'fresh', False)))
+    who = f"{_plural(grid.workers, 'worker')}: about {in_words(expected_seconds(grid, len(dataset)))}"
+    if _is_address(args): who = f"by the workers of {args.cluster}"
+    with _cluster(args, grid.workers) as cluster:
+        print(f"{_plural(len(grid), 'run')}{epochs} on {dataset.name} ({len(dataset):,} molecules), "
+              f"run tag {grid.run_tag!r}, {who}", flush=True)
+        if getattr(args, 'preset', None): return _ensemble(args, dataset, cluster)
+        fresh = getattr(args, 'fresh', False)
+        return _tell_sweep(run_sweep(grid, dataset, tracking_uri=args.tracking_uri, fresh=fresh, cluster=cluster))
 
 # %% ../../nbs/cli/02_commands.ipynb #e8ecb147
 def _tell_sweep(result) -> int:
@@ -161,10 +185,11 @@ def _tell_sweep(result) -> int:
     return 0
 
 # %% ../../nbs/cli/02_commands.ipynb #2258b2c1
-def _ensemble(args, dataset) -> int:
+def _ensemble(args, dataset, cluster) -> int:
     "A preset: its members, and the ensemble that validation chooses."
     from bioai_esol.sweep.ensemble import CHOICE_RULE, run_preset
-    result = run_preset(args.preset, dataset, tracking_uri=args.tracking_uri, fresh=args.fresh, **_settings(args))
+    result = run_preset(args.preset, dataset, tracking_uri=args.tracking_uri, fresh=args.fresh, cluster=cluster,
+                        **_settings(args))
     _tell_sweep(result.sweep)
     print(f"\n{CHOICE_RULE}:")
     print(result.table().rename(columns=dict(taken='')).to_string(index=False, float_format='{:.3f}'.format))

@@ -34,6 +34,7 @@ from ..store.outbox import now_ms, Outbox, Record, require_lengths
 from ..store.runs import fetch_artifacts, run_row, runs_table, search
 from ..store.writer import Writer
 from .grid import MEMBERS, preset_grid
+from .cluster import Cluster
 from .runner import run_sweep, SweepResult, unused_run_tag
 from ..training.config import config_from, dataset_of, TrainConfig
 from ..training.engine import Evidence, make_task, Said, score_fitted, Task, train, TrainResult
@@ -510,6 +511,9 @@ def _preset_html(result: PresetResult) -> str:
     return ''.join([*lines, table, f'<p>next: <code>{escape(result.next_step)}</code></p>'])
 
 # %% ../../nbs/sweep/05_ensemble.ipynb #511d47eb
+def _ensemble_tag(tag: str, fresh: bool, tracking_uri: str | None) -> str:
+    return unused_run_tag(connect(tracking_uri, create=True), tag, ('', MEMBERS)) if fresh else tag
+
 def _require_any(sweep: SweepResult):
     if len(sweep.failed) < len(sweep.runs): return
     first = sweep.failed.iloc[0]
@@ -522,13 +526,12 @@ def run_preset(
     *,
     tracking_uri: str | None = None,
     fresh: bool = False,
+    cluster: Cluster | None = None,
     **settings,
 ) -> PresetResult:
     """Train several model types, and build the ensemble that does best on the validation molecules.
 
-    The members are a sweep with the run tag `<run_tag>.members`, the ensemble is a run with the run tag itself.
-    Interrupted, the same call continues. Workers are processes: in a script, call it under
-    ``if __name__ == '__main__':``.
+    The members have the run tag `<run_tag>.members`, the ensemble `<run_tag>`. Interrupted, the same call continues.
 
     Parameters
     ----------
@@ -540,6 +543,8 @@ def run_preset(
         The store: `$MLFLOW_TRACKING_URI`, or else `mlflow.db` in the working directory.
     fresh : bool
         Start over, under the first unused of `run_tag-2`, `run_tag-3`, …
+    cluster : optional
+        As for `run_sweep`.
     **settings
         Settings of `Grid` that win over the preset's; `run_tag` is that of the ensemble.
 
@@ -569,9 +574,9 @@ def run_preset(
     """
     dataset = dataset or load_esol()
     grid = preset_grid(preset, len(dataset), **settings)
-    tag = grid.run_tag.removesuffix(MEMBERS)
-    if fresh: tag = unused_run_tag(connect(tracking_uri, create=True), tag, ('', MEMBERS))
-    sweep = run_sweep(grid.model_copy(update=dict(run_tag=tag + MEMBERS)), dataset, tracking_uri=tracking_uri)
+    tag = _ensemble_tag(grid.run_tag.removesuffix(MEMBERS), fresh, tracking_uri)
+    grid = grid.model_copy(update=dict(run_tag=tag + MEMBERS))
+    sweep = run_sweep(grid, dataset, tracking_uri=tracking_uri, cluster=cluster)
     _require_any(sweep)
     run, tried = best_ensemble(sweep.run_tag, tracking_uri=tracking_uri, as_tag=tag)
     return PresetResult(run, tried, sweep, tag, sweep.tracking_uri)

@@ -7,14 +7,13 @@ __all__ = ['HEARTBEAT_TIMEOUT_S', 'MAX_LOSSES', 'logger', 'unused_run_tag', 'Swe
 
 # %% ../../nbs/sweep/04_runner.ipynb #6717a283
 import functools, itertools, logging, math, multiprocessing as mp, signal, socket, sys, threading, time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from html import escape
 from multiprocessing.connection import wait
 
-import pandas as pd
-import torch
+import pandas as pd, torch
 from filelock import Timeout
 from tqdm.auto import tqdm
 
@@ -27,6 +26,7 @@ from ..store.live import BlockState, MAX_POINTS, spread, state_tag, SweepState
 from ..store.outbox import deliver_pending, now_ms, Outbox, Record
 from ..store.runs import runs_table, search, typed_runs, whole_tag
 from ..store.writer import Delivery, fail_run, Writer
+from .cluster import addresses, Cluster, ClusterCrew, connected
 from .crew import Crew, LocalCrew, News, Worker
 from .grid import block_cost, blocks, Grid, MEMBERS, SEEDS
 from ..training.config import split_key, TrainConfig
@@ -391,10 +391,18 @@ def _open_sweep(writer: Writer, grid: Grid) -> Record:
     tags = writer.tags | dict(kind='sweep', seen_alive=str(now_ms()), claim=_ASKS)
     return writer.open(Record(f'sweep {grid.run_tag}', tags, _axes(grid)))
 
+# %% ../../nbs/sweep/04_runner.ipynb #5a1cf802
+@dataclass(frozen=True)
+class _Place:
+    "Where a sweep trains."
+    device: str                     # of which machine, in the lineage of its runs; a worker elsewhere says its own
+    workers: int                    # as many as are expected
+    crew: Callable[[dict], Crew]    # of tasks, by `split_key`
+
 # %% ../../nbs/sweep/04_runner.ipynb #4b9d0d0d
 logger = logging.getLogger('bioai_esol')
 
-def _writers(store: Store, dataset: Dataset, configs: Sequence[TrainConfig], grid: Grid, device: str) -> dict:
+def _writers(store: Store, dataset: Dataset, configs: Sequence[TrainConfig], grid: Grid, place: _Place) -> dict:
     "By `split_key`, one writer for each split; the molecules are read once, in every way that an architecture needs."
     molecules = MoleculeSet(tuple(dataset.smiles), dataset.y, keep=True)
     writers = {}
@@ -402,7 +410,7 @@ def _writers(store: Store, dataset: Dataset, configs: Sequence[TrainConfig], gri
         key = split_key(config)
         task = make_task(dataset, config, molecules)
         if key in writers: continue
-        tags = dict(run_tag=grid.run_tag, kind='run') | lineage(task.dataset, task.split, device)
+        tags = dict(run_tag=grid.run_tag, kind='run') | lineage(task.dataset, task.split, place.device)
         writers[key] = Writer(store, task, tags)
     problem = tags.get('code_problem')  # the same for all
     if problem: logger.warning(f"no code version, so no run of this sweep can become champion: {problem}")
@@ -429,15 +437,15 @@ def _ending_well(store: Store, sweep: _Asked, run_tag: str):
         if not log.trouble: _close_open(store, run_tag)  # else the next start does it
 
 # %% ../../nbs/sweep/04_runner.ipynb #1c443b92
-def _train_all(store: Store, grid: Grid, writers: dict, todo: list[TrainConfig], reused: int, device: str):
+def _train_all(store: Store, grid: Grid, writers: dict, todo: list[TrainConfig], reused: int, place: _Place):
     "The part of a sweep that takes time."
     first = next(iter(writers.values()))
     parent = _claim(store, _open_sweep(first, grid), grid.run_tag)
     writers = {key: replace(w, parent=parent.run_id) for key, w in writers.items()}
     molecules = len(first.task.dataset)
-    cut = blocks(todo, grid.workers, molecules)
+    cut = blocks(todo, place.workers, molecules)
     progress = _SweepProgress(cut, reused, molecules)
-    crew = LocalCrew({key: w.task for key, w in writers.items()}, device, grid.workers)
+    crew = place.crew({key: w.task for key, w in writers.items()})
     with Outbox(store) as box, _Interruption() as interruption:
         log = Delivery(store, box, progress, interruption.sleep)
         sweep = _Asked(crew, list(map(_Block, cut)), writers, log, progress, interruption)
@@ -523,8 +531,29 @@ def _doubts(runs: pd.DataFrame) -> list[str]:
         return f"{names.iloc[0]}{f' and {more} more' if more else ''}: {doubt}"
     return [line(doubt, names) for doubt, names in doubted.groupby('warning', sort=False).run_name]
 
+def _mixed(runs: pd.DataFrame) -> list[str]:
+    "A line when not all runs were trained on one kind of processor."
+    counts = runs.processor.value_counts() if 'processor' in runs else {}
+    if len(counts) < 2: return []
+    kinds = ', '.join(f'{n} on {name}' for name, n in counts.items())
+    return [f"runs of different processors differ in their last bits: {kinds}"]
+
 def _tell_doubts(runs: pd.DataFrame):
-    for line in _doubts(runs): logger.warning(line)
+    for line in [*_doubts(runs), *_mixed(runs)]: logger.warning(line)
+
+# %% ../../nbs/sweep/04_runner.ipynb #86618e83
+@contextmanager
+def _placed(grid: Grid, cluster: Cluster | None):
+    "Where to train."
+    if cluster is None:
+        require_loadable_main()
+        device = _device(grid.device)
+        yield _Place(device, grid.workers, functools.partial(LocalCrew, device=device, size=grid.workers))
+        return
+    with connected(cluster) as client:
+        there = len(addresses(client))
+        crew = functools.partial(ClusterCrew, device=grid.device, client=client)
+        yield _Place('cpu', there or grid.workers, crew)
 
 # %% ../../nbs/sweep/04_runner.ipynb #4b9d0d14
 def _runs_of(store: Store, run_tag: str, digests: set[str]) -> pd.DataFrame:
@@ -534,7 +563,7 @@ def _runs_of(store: Store, run_tag: str, digests: set[str]) -> pd.DataFrame:
     runs = runs.sort_values('start_time', kind='stable').drop_duplicates('config_digest', keep='last')
     return typed_runs(runs.reset_index(drop=True))
 
-def _sweep(grid: Grid, dataset: Dataset, store: Store, device: str, start: float) -> SweepResult:
+def _sweep(grid: Grid, dataset: Dataset, store: Store, place: _Place, start: float) -> SweepResult:
     "Train what is not finished; the caller holds the lock."
     require_writable_artifacts(store)
     deliver_pending(store)
@@ -543,7 +572,7 @@ def _sweep(grid: Grid, dataset: Dataset, store: Store, device: str, start: float
     finished = _finished(store, grid.run_tag)
     todo = [c for digest, c in configs.items() if digest not in finished]
     reused = len(configs) - len(todo)
-    if todo: _train_all(store, grid, _writers(store, dataset, todo, grid, device), todo, reused, device)
+    if todo: _train_all(store, grid, _writers(store, dataset, todo, grid, place), todo, reused, place)
     runs = _runs_of(store, grid.run_tag, set(configs))
     _tell_doubts(runs[~runs.config_digest.isin(finished)])
     return SweepResult(grid.run_tag, runs, len(todo), reused, time.perf_counter() - start, store.uri)
@@ -555,11 +584,11 @@ def run_sweep(
     *,
     tracking_uri: str | None = None,
     fresh: bool = False,
+    cluster: Cluster | None = None,
 ) -> SweepResult:
     """Train every configuration of a grid that is not finished yet, and log each as an MLflow run.
 
-    Interrupted, the same call continues. Workers are processes: in a script, call it under
-    ``if __name__ == '__main__':``.
+    Interrupted, the same call continues. In a script, call it under ``if __name__ == '__main__':``.
 
     Parameters
     ----------
@@ -571,6 +600,8 @@ def run_sweep(
         The store; `MLFLOW_TRACKING_URI`, or else `mlflow.db` in the working directory, when not given.
     fresh : bool
         Start over, under the first unused of `run_tag-2`, `run_tag-3`, …, instead of continuing.
+    cluster : str, distributed.Client or one of Dask's cluster objects, optional
+        The scheduler of those who train, such as ``'tcp://host:8786'``; processes of this machine when not given.
 
     Returns
     -------
@@ -580,8 +611,8 @@ def run_sweep(
     Raises
     ------
     BioaiError
-        The same sweep is running already, the store cannot take it, or a script calls this without
-        ``if __name__ == '__main__':``.
+        The same sweep is running already, the store cannot take it, no scheduler answers, or a script calls this
+        without ``if __name__ == '__main__':``.
     SweepInterrupted
         It was stopped before its end.
 
@@ -602,8 +633,7 @@ def run_sweep(
     start = time.perf_counter()
     grid = grid or Grid()
     dataset = dataset or load_esol()
-    require_loadable_main()
-    device = _device(grid.device)  # refused before a store is made
-    store = connect(tracking_uri, create=True)
-    if fresh: grid = grid.model_copy(update=dict(run_tag=unused_run_tag(store, grid.run_tag)))
-    with _only_one(store, grid.run_tag): return _sweep(grid, dataset, store, device, start)
+    with _placed(grid, cluster) as place:  # refused before a store is made
+        store = connect(tracking_uri, create=True)
+        if fresh: grid = grid.model_copy(update=dict(run_tag=unused_run_tag(store, grid.run_tag)))
+        with _only_one(store, grid.run_tag): return _sweep(grid, dataset, store, place, start)
