@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Cluster', 'CONNECT_TIMEOUT_S', 'BATCH_SYSTEMS', 'logger', 'addresses', 'connected', 'batch_system', 'ClusterCrew']
 
-# %% ../../nbs/sweep/03_cluster.ipynb #aaaec1b8
+# %% ../../nbs/sweep/03_cluster.ipynb #84faf593
 import asyncio, logging, multiprocessing as mp, os, shutil, socket, threading, time, uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ from ..training.worker import in_one_line, PAUSE, TICK_INTERVAL_S
 if TYPE_CHECKING:  # an extra
     import distributed
 
-# %% ../../nbs/sweep/03_cluster.ipynb #fb6d4fbb
+# %% ../../nbs/sweep/03_cluster.ipynb #6fb10538
 Cluster = Any  # the address of a scheduler, or a `distributed.Client` or `distributed.deploy.Cluster`
 CONNECT_TIMEOUT_S = 5.
 
@@ -34,7 +34,7 @@ def _dask():
     except ImportError: raise ConfigError("cluster=… needs Dask: pip install 'bioai-esol[cluster]'") from None
     return distributed
 
-# %% ../../nbs/sweep/03_cluster.ipynb #dba103eb
+# %% ../../nbs/sweep/03_cluster.ipynb #a25d1e04
 async def _greet(address: str, security: 'distributed.Security'):
     "Raises what keeps a scheduler from answering; a client would wait for ever for one that is silent."
     async with _dask().core.rpc(address, connection_args=security.get_connection_args('client')) as scheduler:
@@ -55,13 +55,14 @@ def _client(cluster: Cluster) -> 'distributed.Client':
         why = ' '.join(str(e).split()) or f'nothing was heard for {CONNECT_TIMEOUT_S:.0f} s'
         raise BioaiError(f"no Dask scheduler answers at {where}: {why}; 'dask scheduler' starts one") from None
 
-# %% ../../nbs/sweep/03_cluster.ipynb #07dec926
+# %% ../../nbs/sweep/03_cluster.ipynb #71bf43a1
 def addresses(
     client: 'distributed.Client',
 ) -> list[str]:   # none of a scheduler that has just gone
     "Of the workers that are there."
     return list(client.scheduler_info().get('workers', ()))
 
+# %% ../../nbs/sweep/03_cluster.ipynb #f9d19699
 @contextmanager
 def connected(
     cluster: Cluster | None,   # None is this machine
@@ -84,7 +85,7 @@ def connected(
         if not has_lost:  # one that has lost its scheduler goes on complaining after its end
             for own, level in zip(loggers, before): own.setLevel(level)
 
-# %% ../../nbs/sweep/03_cluster.ipynb #56ba0bbb
+# %% ../../nbs/sweep/03_cluster.ipynb #f58cd413
 BATCH_SYSTEMS = dict(slurm='SLURMCluster', pbs='PBSCluster', sge='SGECluster', lsf='LSFCluster')
 _JOB = dict(cores=1, processes=1, memory='4GiB')
 
@@ -102,7 +103,7 @@ def batch_system(
         raise ConfigError(f"cluster={kind!r}: there is no {jobs.job_cls.submit_command} on this machine")
     return jobs(queue=queue, **own)
 
-# %% ../../nbs/sweep/03_cluster.ipynb #1fd098ee
+# %% ../../nbs/sweep/03_cluster.ipynb #5ed22742
 def _facts(device: str) -> dict[str, str]:
     "What a worker says of itself; runs there."
     import torch
@@ -115,7 +116,7 @@ def _misfits(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
     named = {'code': 'the modules of bioai-esol'} | libraries
     return [f"{name} {theirs[key]}, here {ours[key]}" for key, name in named.items() if theirs[key] != ours[key]]
 
-# %% ../../nbs/sweep/03_cluster.ipynb #cc863c75
+# %% ../../nbs/sweep/03_cluster.ipynb #17cf63ce
 class _Unwanted(Exception):
     "Nobody waits for this block."
 
@@ -128,7 +129,7 @@ def _set_pause(key: str, on: bool, dask_worker: 'distributed.Worker'):
     if on: _paused(dask_worker).add(key)
     else: _paused(dask_worker).discard(key)
 
-# %% ../../nbs/sweep/03_cluster.ipynb #2836940a
+# %% ../../nbs/sweep/03_cluster.ipynb #04d58560
 class _Ticks:
     "Is called after every epoch of a block, and tells the sweep now and then."
     def __init__(self, topic: str, key: str):
@@ -151,7 +152,7 @@ class _Ticks:
             self.require_wanted()
         return time.monotonic() - self.sent_at
 
-# %% ../../nbs/sweep/03_cluster.ipynb #1705460e
+# %% ../../nbs/sweep/03_cluster.ipynb #528c5c70
 _Outcome = tuple[str, list[TrainResult] | str]  # 'done' and the results, or 'failed' and why
 
 def _train(tasks: Mapping[tuple, Task], block: list[TrainConfig], device: str, topic: str, key: str) -> _Outcome:
@@ -163,7 +164,7 @@ def _train(tasks: Mapping[tuple, Task], block: list[TrainConfig], device: str, t
     except Exception as e: return 'failed', in_one_line(e)  # noqa: BLE001 -- whatever it is, the sweep says it
     finally: _paused(ticks.worker).discard(key)
 
-# %% ../../nbs/sweep/03_cluster.ipynb #60153a97
+# %% ../../nbs/sweep/03_cluster.ipynb #70bdb640
 class _Inbox:
     "Notes from other threads, and a pipe that is ready when there are some."
     def __init__(self):
@@ -184,7 +185,7 @@ class _Inbox:
             try: yield self._notes.get_nowait()
             except Empty: return
 
-# %% ../../nbs/sweep/03_cluster.ipynb #dfea7fb4
+# %% ../../nbs/sweep/03_cluster.ipynb #d2d94329
 class _Remote:
     "A worker of the cluster."
     def __init__(self, crew: 'ClusterCrew', address: str, facts: Mapping[str, str], tasks: 'distributed.Future'):
@@ -208,7 +209,7 @@ class _Remote:
         self.crew.aside(self.crew.client.run, _set_pause, self.key, word == PAUSE, workers=[self.address],
                         on_error='ignore')
 
-# %% ../../nbs/sweep/03_cluster.ipynb #ec946305
+# %% ../../nbs/sweep/03_cluster.ipynb #8d37d635
 logger = logging.getLogger('bioai_esol')
 _PATIENCE_S = 10.  # without any worker, until that is said
 
@@ -230,7 +231,7 @@ class _Notes:
         if what['action'] == 'add-worker': self.inbox.put('came', what['worker'])
         elif what['action'] == 'remove-worker': self.inbox.put('gone', what['worker'])
 
-# %% ../../nbs/sweep/03_cluster.ipynb #67c5b401
+# %% ../../nbs/sweep/03_cluster.ipynb #c19b3e61
 class _Talking(_Notes):
     "The same, and what is asked of Dask."
     def ended(self, future: 'distributed.Future'):
@@ -257,7 +258,7 @@ class _Talking(_Notes):
             self.inbox.put('answered', address, facts, tasks)
         except Exception as e: self.inbox.put('refused', address, in_one_line(e))  # noqa: BLE001 -- the sweep says it
 
-# %% ../../nbs/sweep/03_cluster.ipynb #41eff70f
+# %% ../../nbs/sweep/03_cluster.ipynb #023c4af6
 class _Registered(_Talking):
     "The same, with a list of who is there."
     def __init__(self, tasks: Mapping[tuple, Task], device: str, client: 'distributed.Client'):
@@ -279,7 +280,7 @@ class _Registered(_Talking):
         self._refused[address] = why
         logger.warning(f"worker {address} takes no part: {why}")
 
-# %% ../../nbs/sweep/03_cluster.ipynb #1d3a2c47
+# %% ../../nbs/sweep/03_cluster.ipynb #124e786f
 class _Reading(_Registered):
     "The same, reading its notes."
     def on_answered(self, address: str, facts: Mapping[str, str], tasks: 'distributed.Future'):
@@ -300,7 +301,7 @@ class _Reading(_Registered):
         if worker.future: self.aside(worker.future.cancel)
         self._heard.append(News(worker, 'left', (why,)))
 
-# %% ../../nbs/sweep/03_cluster.ipynb #d21ed122
+# %% ../../nbs/sweep/03_cluster.ipynb #6373c495
 class _Hearing(_Reading):
     "The same, hearing of blocks."
     def _of(self, key: str) -> _Remote | None:
@@ -321,7 +322,7 @@ class _Hearing(_Reading):
             self.on_gone(worker.address, content)
             self.on_came(worker.address)
 
-# %% ../../nbs/sweep/03_cluster.ipynb #faff4b7c
+# %% ../../nbs/sweep/03_cluster.ipynb #5105af78
 class _Checking(_Hearing):
     "The same, with an end."
     def _read(self):
@@ -339,7 +340,7 @@ class _Checking(_Hearing):
         self._patient_until = float('inf')
         logger.warning(f"no worker is there yet: 'dask worker {self.client.scheduler.address} --nthreads 1' starts one")
 
-# %% ../../nbs/sweep/03_cluster.ipynb #ad56a449
+# %% ../../nbs/sweep/03_cluster.ipynb #c3da2dcb
 class ClusterCrew(_Checking):
     "Workers of a Dask cluster; they come and go as they like."
     @property
