@@ -18,8 +18,10 @@ from .runs import metric_names, NOTE_TAG, run_row
 _OF_RUNS = '''run_id run_name run_tag status start_time end_time parent kind error warning seconds attempt model
     config_digest hyperparameters package_version note'''
 _OF_LINEAGE = '''dataset dataset_version dataset_source dataset_skipped dataset_reading split_digest split_leakage
-    code_version code_problem git_commit git_dirty uncommitted host pid processor threads device'''
-_OF_SWEEPS = 'configurations workers seen_alive progress request repeats members ensemble_of member_runs considered'
+    code_version code_problem git_commit git_dirty uncommitted host pid worker processor threads
+    device'''
+_OF_SWEEPS = '''configurations workers claim seen_alive progress request repeats members ensemble_of member_runs
+    considered'''
 _OF_PROMOTIONS = 'champion candidate version alias life why reproduction repeats_run repeats_run_name'
 _OF_OBSERVATIONS = 'digest sequence source time who'
 _PREFIXES = ('mlflow.', 'version.', 'journal.', 'claim.')

@@ -9,7 +9,7 @@ __all__ = ['Cluster', 'CONNECT_TIMEOUT_S', 'BATCH_SYSTEMS', 'logger', 'addresses
 import asyncio, logging, multiprocessing as mp, os, shutil, socket, threading, time, uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Any, TYPE_CHECKING
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # an extra
     import distributed
 
 # %% ../../nbs/sweep/03_cluster.ipynb #6fb10538
-Cluster = Any  # the address of a scheduler, or a `distributed.Client` or `distributed.deploy.Cluster`
+Cluster = str | Any  # the address of a scheduler, or a `distributed.Client` or `distributed.deploy.Cluster`
 CONNECT_TIMEOUT_S = 5.
 
 def _dask():
@@ -200,10 +200,11 @@ class _Remote:
 
     def train(self, block: list[TrainConfig]):
         self.key = f'{self.crew.topic}-{uuid.uuid4().hex}'
-        self.future = self.crew.client.submit(
-            _train, self.tasks, block, self.device, self.crew.topic, self.key,
-            key=self.key, workers=[self.address], allow_other_workers=False, pure=False)
-        self.future.add_done_callback(self.crew.ended)
+        with suppress(_dask().client.ClosedClientError):  # the crew says it when it is asked for news
+            self.future = self.crew.client.submit(
+                _train, self.tasks, block, self.device, self.crew.topic, self.key,
+                key=self.key, workers=[self.address], allow_other_workers=False, pure=False)
+            self.future.add_done_callback(self.crew.ended)
 
     def tell(self, word: str):
         self.crew.aside(self.crew.client.run, _set_pause, self.key, word == PAUSE, workers=[self.address],
@@ -327,7 +328,8 @@ class _Checking(_Hearing):
     "The same, with an end."
     def _read(self):
         "Take all notes; raises `BioaiError` when there can be no more, or nobody can take part."
-        for kind, *content in self.inbox.take(): getattr(self, f'on_{kind}')(*content)
+        with suppress(_dask().client.ClosedClientError):  # said below
+            for kind, *content in self.inbox.take(): getattr(self, f'on_{kind}')(*content)
         if self.client.status != 'running':
             raise BioaiError(f"the scheduler at {self.client.scheduler.address} has gone; the same command continues "
                              "the sweep when there is one again")
@@ -340,25 +342,35 @@ class _Checking(_Hearing):
         self._patient_until = float('inf')
         logger.warning(f"no worker is there yet: 'dask worker {self.client.scheduler.address} --nthreads 1' starts one")
 
+    def close(self):
+        "Want nothing more; what is trained stops at its next tick."
+        with suppress(_dask().client.ClosedClientError):  # without a scheduler there is nothing to unsubscribe from
+            for topic in (self.topic, 'all'): self.client.unsubscribe_topic(topic)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
 # %% ../../nbs/sweep/03_cluster.ipynb #c3da2dcb
 class ClusterCrew(_Checking):
     "Workers of a Dask cluster; they come and go as they like."
     @property
-    def pipes(self) -> Sequence[Connection]: return [self.inbox.bell]
+    def pipes(self) -> Sequence[Connection]:
+        "Ready when there is news, or a worker is new."
+        return [self.inbox.bell]
 
-    def recruits(self, n: int) -> Sequence[Worker]:
+    def recruits(self,
+                 n: int,  # how many blocks nobody is there for
+    ) -> Sequence[Worker]:
+        "Workers that have come; raises `BioaiError` when the scheduler has gone."
         self._read()
         if n > 0: self._tell_patience()
         new = self._new
         self._new = []
         return new
 
-    def news(self, ready: Sequence[object]) -> Iterator[News]:
+    def news(self,
+             ready: Sequence[object],  # those of `pipes` that are
+    ) -> Iterator[News]:
+        "What has come; raises `BioaiError` when the scheduler has gone."
         self._read()
         heard = self._heard
         self._heard = []
         yield from heard
-
-    def close(self):
-        for topic in (self.topic, 'all'): self.client.unsubscribe_topic(topic)
-        self._threads.shutdown(wait=False, cancel_futures=True)

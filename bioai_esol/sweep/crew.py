@@ -36,9 +36,9 @@ class Worker(Protocol):
 @dataclass(frozen=True)
 class News:
     "What comes from a worker."
-    worker: Worker
+    worker: Worker       # from whom
     kind: str            # 'tick', 'done', 'failed' or 'left'
-    content: tuple = ()
+    content: tuple = ()  # as in the table above
 
 # %% ../../nbs/sweep/02_crew.ipynb #0f4cbcf3
 class Crew(Protocol):
@@ -105,8 +105,8 @@ class _Process:
         return News(self, kind, tuple(content))
 
 # %% ../../nbs/sweep/02_crew.ipynb #91b1c2de
-class LocalCrew:
-    "Processes of this machine; one that has ended is replaced when there is a block for it."
+class _Processes:
+    "Some processes that train."
     def __init__(self,
                  tasks: Mapping[tuple, Task],   # what is trained, by `split_key`
                  device: str,                   # where networks are trained
@@ -117,19 +117,31 @@ class LocalCrew:
         self._there: dict[Connection, _Process] = {}
 
     @property
-    def pipes(self) -> Sequence[Connection]: return list(self._there)
+    def pipes(self) -> Sequence[Connection]:
+        "One of them is ready when there is news."
+        return list(self._there)
 
-    def recruits(self, n: int) -> Sequence[Worker]:
+    def close(self):
+        "End all processes."
+        for worker in self._there.values(): worker.process.kill()
+
+# %% ../../nbs/sweep/02_crew.ipynb #f0a6a98b
+class LocalCrew(_Processes):
+    "Processes of this machine; one that has ended is replaced when there is a block for it."
+    def recruits(self,
+                 n: int,  # how many blocks nobody is there for
+    ) -> Sequence[Worker]:
+        "Start processes for them, as far as there is room."
         new = [_Process(self.device) for _ in range(min(n, self.size - len(self._there)))]
         self._there |= {worker.pipe: worker for worker in new}
         for worker in new: worker.send(self.tasks)
         return new
 
-    def news(self, ready: Sequence[object]) -> Iterator[News]:
+    def news(self,
+             ready: Sequence[object],  # those of `pipes` that are
+    ) -> Iterator[News]:
+        "What has come."
         for worker in [worker for pipe, worker in self._there.items() if pipe in ready]:
             news = worker.hear()
             if news.kind == 'left': del self._there[worker.pipe]
             yield news
-
-    def close(self):
-        for worker in self._there.values(): worker.process.kill()

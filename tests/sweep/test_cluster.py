@@ -178,14 +178,16 @@ def test_a_scheduler_that_goes_is_one_line(dask, tmp_path):
     "On the command line, without a traceback of Dask's; and no run stays open."
     dask.scheduler()
     dask.worker()
+    uri = fresh(tmp_path)
+    connect(uri, create=True)
     process = subprocess.Popen([PROGRAM, 'sweep', '--hidden-dim', '8', '--epochs', '20000', '--cluster', dask.address], cwd=tmp_path, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_until(lambda: (tmp_path / 'mlflow.db').exists() and len(runs_table(connect(f'sqlite:///{tmp_path}/mlflow.db', create=True), 'grid_sweep')), process)
+    wait_until(lambda: len(runs_table(connect(uri), 'grid_sweep')), process)
     dask.head.kill()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 2 and 'Traceback' not in err and 'distributed' not in err
     assert err.splitlines()[-1].startswith(f'bioai-esol sweep: the scheduler at {dask.address} has gone; the same command continues the sweep')
-    assert set(runs_table(connect(f'sqlite:///{tmp_path}/mlflow.db'), 'grid_sweep').status) == {'KILLED'}
+    assert set(runs_table(connect(uri), 'grid_sweep').status) == {'KILLED'}
 
 
 def test_sweeps_are_killed(dask, tmp_path, undisturbed):
