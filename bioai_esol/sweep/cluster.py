@@ -220,12 +220,19 @@ class _Notes:
         self.molecules = dict(tasks)
         self.device = device
         self.client = client
+        self.address = client.scheduler.address if client.scheduler else 'its address'
+        self.require_scheduler()
         self.topic = f'bioai-esol-{uuid.uuid4().hex}'
         self.inbox = _Inbox()
         self._threads = ThreadPoolExecutor(8)
         client.subscribe_topic(self.topic, lambda event: self.inbox.put('tick', *event[1]))
         client.subscribe_topic('all', self._moved)  # before asking who is there: nobody is overlooked
         for address in addresses(client): self.inbox.put('came', address)
+
+    def require_scheduler(self):
+        if self.client.status == 'running': return
+        raise BioaiError(f"the scheduler at {self.address} has gone; the same command continues the sweep when there "
+                         "is one again")
 
     def _moved(self, event: tuple):
         what = event[1]
@@ -330,9 +337,7 @@ class _Checking(_Hearing):
         "Take all notes; raises `BioaiError` when there can be no more, or nobody can take part."
         with suppress(_dask().client.ClosedClientError):  # said below
             for kind, *content in self.inbox.take(): getattr(self, f'on_{kind}')(*content)
-        if self.client.status != 'running':
-            raise BioaiError(f"the scheduler at {self.client.scheduler.address} has gone; the same command continues "
-                             "the sweep when there is one again")
+        self.require_scheduler()
         if self._refused and not self._there and not self._asked:
             raise BioaiError(f"no worker can take part: {next(iter(self._refused.values()))}")
 
@@ -340,7 +345,7 @@ class _Checking(_Hearing):
         "Say once that nobody has come."
         if self._there or time.monotonic() < self._patient_until: return
         self._patient_until = float('inf')
-        logger.warning(f"no worker is there yet: 'dask worker {self.client.scheduler.address} --nthreads 1' starts one")
+        logger.warning(f"no worker is there yet: 'dask worker {self.address} --nthreads 1' starts one")
 
     def close(self):
         "Want nothing more; what is trained stops at its next tick."

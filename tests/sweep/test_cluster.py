@@ -162,7 +162,7 @@ def test_schedulers_are_killed(dask, tmp_path, undisturbed):
             if len(all_runs(uri)) == 16:
                 uri = fresh(tmp_path)
         except BioaiError as e:
-            assert str(e).startswith((f'the scheduler at {dask.address} has gone', f'no Dask scheduler answers at {dask.address}')), e
+            assert str(e).startswith(('the scheduler at ', f'no Dask scheduler answers at {dask.address}')), e
             assert not set(runs_table(connect(uri), 'small').get('status', ())) & {'RUNNING'}
             killed += 1
         finally:
