@@ -57,7 +57,7 @@ def _client(cluster: Cluster) -> 'distributed.Client':
 
 # %% ../../nbs/sweep/03_cluster.ipynb #71bf43a1
 def addresses(
-    client: 'distributed.Client',
+    client: 'distributed.Client',  # of a scheduler
 ) -> list[str]:   # none of a scheduler that has just gone
     "Of the workers that are there."
     return list(client.scheduler_info().get('workers', ()))
