@@ -388,8 +388,10 @@ def _create_experiment(client: Client, uri: str):
         if client.get_experiment_by_name(EXPERIMENT) is None: raise
 
 def _experiment_id(client: Client, uri: str, create: bool) -> str:
-    if create and client.get_experiment_by_name(EXPERIMENT) is None: _create_experiment(client, uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None and create:
+        _create_experiment(client, uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None: raise StoreError(f"no experiment {EXPERIMENT!r} in {uri}: run 'bioai-esol sweep' first")
     if experiment.lifecycle_stage != 'active':
         raise StoreError(f"the experiment {EXPERIMENT!r} in {uri} was deleted: "
