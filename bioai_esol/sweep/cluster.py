@@ -7,8 +7,8 @@ __all__ = ['Cluster', 'CONNECT_TIMEOUT_S', 'BATCH_SYSTEMS', 'logger', 'addresses
 
 # %% ../../nbs/sweep/03_cluster.ipynb #84faf593
 import asyncio, logging, multiprocessing as mp, os, shutil, socket, threading, time, uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
@@ -81,7 +81,8 @@ def connected(
         yield client
     finally:
         has_lost = client and client.status != 'running'
-        if client: client.close(timeout=2)
+        if client:
+            with suppress(TimeoutError): client.close(timeout=2)  # a scheduler that is silent is left behind
         if not has_lost:  # one that has lost its scheduler goes on complaining after its end
             for own, level in zip(loggers, before): own.setLevel(level)
 
@@ -204,7 +205,7 @@ class _Remote:
             self.future = self.crew.client.submit(
                 _train, self.tasks, block, self.device, self.crew.topic, self.key,
                 key=self.key, workers=[self.address], allow_other_workers=False, pure=False)
-            self.future.add_done_callback(self.crew.ended)
+            self.crew.aside(self.crew.ended, self.future)
 
     def tell(self, word: str):
         self.crew.aside(self.crew.client.run, _set_pause, self.key, word == PAUSE, workers=[self.address],
@@ -224,7 +225,6 @@ class _Notes:
         self.require_scheduler()
         self.topic = f'bioai-esol-{uuid.uuid4().hex}'
         self.inbox = _Inbox()
-        self._threads = ThreadPoolExecutor(8)
         client.subscribe_topic(self.topic, lambda event: self.inbox.put('tick', *event[1]))
         client.subscribe_topic('all', self._moved)  # before asking who is there: nobody is overlooked
         for address in addresses(client): self.inbox.put('came', address)
@@ -242,29 +242,33 @@ class _Notes:
 # %% ../../nbs/sweep/03_cluster.ipynb #c19b3e61
 class _Talking(_Notes):
     "The same, and what is asked of Dask."
-    def ended(self, future: 'distributed.Future'):
-        "A block has ended; called in a thread of Dask's."
-        try: outcome = future.result()
-        except Exception as e: outcome = 'broken', in_one_line(e)  # noqa: BLE001 -- no answer of the worker's own
-        if not future.cancelled(): self.inbox.put('ended', future.key, *outcome)
+    def aside(self, what: Callable[..., Awaitable], *args, **kwargs):
+        "Begin in Dask's loop what may take a while; it ends with the client."
+        async def begin():
+            with suppress(CancelledError, OSError, _dask().client.ClosedClientError): await what(*args, **kwargs)
+        self.client.loop.add_callback(begin)
 
-    def aside(self, what: Callable, *args, **kwargs):
-        "Do something that may take a while."
-        self._threads.submit(what, *args, **kwargs)
+    async def ended(self, future: 'distributed.Future'):
+        "Wait for the end of a block."
+        try: outcome = await future
+        except CancelledError: raise
+        except Exception as e: outcome = 'broken', in_one_line(e)  # noqa: BLE001 -- no answer of the worker's own
+        self.inbox.put('ended', future.key, *outcome)
 
     def ask(self, address: str) -> 'distributed.Future':
         "What is this worker?"
         asked = self.client.submit(_facts, self.device, workers=[address], allow_other_workers=False, pure=False)
-        asked.add_done_callback(lambda asked: asked.cancelled() or self.aside(self.equip, address, asked))
+        self.aside(self.equip, address, asked)
         return asked
 
-    def equip(self, address: str, asked: 'distributed.Future'):
-        "Send the molecules to a worker that has answered."
+    async def equip(self, address: str, asked: 'distributed.Future'):
+        "Send the molecules to a worker when it has answered."
         try:
-            facts = asked.result()
-            [tasks] = self.client.scatter([self.molecules], workers=[address], hash=False)
-            self.inbox.put('answered', address, facts, tasks)
+            facts = await asked
+            [tasks] = await self.client.scatter([self.molecules], workers=[address], hash=False)
+        except CancelledError: raise
         except Exception as e: self.inbox.put('refused', address, in_one_line(e))  # noqa: BLE001 -- the sweep says it
+        else: self.inbox.put('answered', address, facts, tasks)
 
 # %% ../../nbs/sweep/03_cluster.ipynb #023c4af6
 class _Registered(_Talking):
@@ -351,7 +355,6 @@ class _Checking(_Hearing):
         "Want nothing more; what is trained stops at its next tick."
         with suppress(_dask().client.ClosedClientError):  # without a scheduler there is nothing to unsubscribe from
             for topic in (self.topic, 'all'): self.client.unsubscribe_topic(topic)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 # %% ../../nbs/sweep/03_cluster.ipynb #c3da2dcb
 class ClusterCrew(_Checking):

@@ -274,15 +274,37 @@ def test_other_code_takes_no_part(dask, tmp_path):
     assert set(runs.status) == {'FINISHED'} and runs.worker.nunique() == 1
 
 
+def long_sweep(address, folder):
+    "Hours of training, in a process that hears Ctrl-C."
+    return subprocess.Popen([PROGRAM, 'sweep', '--hidden-dim', '8', '--batch-size', '16', '--weight-decay', '0', '--epochs', '20000', '--run-tag', 'long',
+                             '--cluster', address], cwd=folder, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def test_a_worker_that_is_silent_keeps_nobody_from_ending(dask, tmp_path):
+    uri = fresh(tmp_path)
+    connect(uri, create=True)
+    dask.scheduler()
+    dask.worker(), dask.worker()
+    process = long_sweep(dask.address, tmp_path)
+    state = lambda: sweep_state('long', tracking_uri=uri)
+    wait_until(lambda: len(runs_table(connect(uri), 'long', 'sweep')) and len(state().blocks) == 2, process)
+    dask.workers()[0].suspend()
+    ask_sweep('pause', 'long', tracking_uri=uri)
+    wait_until(lambda: state().status == 'paused', process)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and 'Traceback' not in err, err
+    assert err.splitlines()[-1].endswith('the same command continues the sweep')
+
+
 def test_a_cluster_pauses_and_is_left_in_peace(dask, tmp_path, undisturbed):
     "Pause, go on, and Ctrl-C; after that nothing trains."
     uri = fresh(tmp_path)
     connect(uri, create=True)
     dask.scheduler()
     dask.worker(), dask.worker()
-    process = subprocess.Popen([PROGRAM, 'sweep', '--hidden-dim', '8', '--batch-size', '16', '--weight-decay', '0', '--epochs', '20000', '--run-tag', 'long',
-                                '--cluster', dask.address], cwd=tmp_path, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = long_sweep(dask.address, tmp_path)
     state = lambda: sweep_state('long', tracking_uri=uri)
     busy = lambda: sum(p.cpu_percent(.5) > 30 for p in dask.workers())
     wait_until(lambda: len(runs_table(connect(uri), 'long', 'sweep')) and (state().share or 0) > 0, process)
