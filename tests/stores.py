@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import psutil
 import pytest
 from helpers import PROGRAM, fresh
 
@@ -34,6 +35,21 @@ def answers(url):
     except OSError:
         return False
     return True
+
+
+def family(process):
+    "A process and everything that it started, sessions of their own included."
+    try:
+        head = psutil.Process(process.pid)
+        return [*head.children(recursive=True), head]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_family(process):
+    for member in family(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
 @contextlib.contextmanager

@@ -240,8 +240,8 @@ class _Notes:
         elif what['action'] == 'remove-worker': self.inbox.put('gone', what['worker'])
 
 # %% ../../nbs/sweep/03_cluster.ipynb #c19b3e61
-class _Talking(_Notes):
-    "The same, and what is asked of Dask."
+class _Awaiting(_Notes):
+    "The same, and what is awaited in Dask's loop."
     def aside(self, what: Callable[..., Awaitable], *args, **kwargs):
         "Begin in Dask's loop what may take a while; it ends with the client."
         async def begin():
@@ -255,6 +255,9 @@ class _Talking(_Notes):
         except Exception as e: outcome = 'broken', in_one_line(e)  # noqa: BLE001 -- no answer of the worker's own
         self.inbox.put('ended', future.key, *outcome)
 
+# %% ../../nbs/sweep/03_cluster.ipynb #63de8566
+class _Talking(_Awaiting):
+    "The same, and what is asked of a worker."
     def ask(self, address: str) -> 'distributed.Future':
         "What is this worker?"
         asked = self.client.submit(_facts, self.device, workers=[address], allow_other_workers=False, pure=False)

@@ -118,11 +118,12 @@ def _close_open(store: Store, run_tag: str):
         if run.info.status != 'RUNNING' or sweep in alive: continue
         fail_run(store, run.info.run_id, 'interrupted: the sweep ended before this run did', 'KILLED')
 
-def _finished(store: Store, run_tag: str) -> set[str]:
-    "Digests of configurations that need no training."
+def _unfinished(store: Store, run_tag: str, configs: dict[str, TrainConfig]) -> list[TrainConfig]:
+    "Of these configurations, by their digests, the ones that need training."
     runs = search(store, run_tag=run_tag, kind='run')
-    return {r.data.tags.get('config_digest') for r in runs
-            if r.info.status == 'FINISHED' or r.data.tags.get('error', '').startswith('diverged')}
+    finished = {r.data.tags.get('config_digest') for r in runs
+                if r.info.status == 'FINISHED' or r.data.tags.get('error', '').startswith('diverged')}
+    return [config for digest, config in configs.items() if digest not in finished]
 
 def unused_run_tag(
     store: Store,              # the opened store
@@ -437,15 +438,16 @@ def _ending_well(store: Store, sweep: _Asked, run_tag: str):
         if not log.trouble: _close_open(store, run_tag)  # else the next start does it
 
 # %% ../../nbs/sweep/04_runner.ipynb #1c443b92
-def _train_all(store: Store, grid: Grid, writers: dict, todo: list[TrainConfig], reused: int, place: _Place):
-    "The part of a sweep that takes time."
+def _train_all(store: Store, grid: Grid, writers: dict, configs: dict[str, TrainConfig], place: _Place) -> int:
+    "The part of a sweep that takes time; how many were trained."
     first = next(iter(writers.values()))
+    molecules = len(first.task.dataset)
+    crew = place.crew({key: w.task for key, w in writers.items()})
     parent = _claim(store, _open_sweep(first, grid), grid.run_tag)
     writers = {key: replace(w, parent=parent.run_id) for key, w in writers.items()}
-    molecules = len(first.task.dataset)
+    todo = _unfinished(store, grid.run_tag, configs)  # who had the tag until now may have finished some
     cut = blocks(todo, place.workers, molecules)
-    progress = _SweepProgress(cut, reused, molecules)
-    crew = place.crew({key: w.task for key, w in writers.items()})
+    progress = _SweepProgress(cut, len(configs) - len(todo), molecules)
     with Outbox(store) as box, _Interruption() as interruption:
         log = Delivery(store, box, progress, interruption.sleep)
         sweep = _Asked(crew, list(map(_Block, cut)), writers, log, progress, interruption)
@@ -453,6 +455,7 @@ def _train_all(store: Store, grid: Grid, writers: dict, todo: list[TrainConfig],
             _work_off(sweep, parent)
             log.end(parent, 'FINISHED', seen_alive=str(now_ms()))
             log.finish(parent)
+    return len(todo)
 
 # %% ../../nbs/sweep/04_runner.ipynb #4b9d0d10
 _SHOWN = ['run_name', 'best_val_rmse', 'best_epoch', 'val_rmse', 'generalisation_gap', 'val_r2']
@@ -569,13 +572,11 @@ def _sweep(grid: Grid, dataset: Dataset, store: Store, place: _Place, start: flo
     deliver_pending(store)
     _close_open(store, grid.run_tag)
     configs = {c.digest(dataset.version): c for c in grid.configs()}
-    finished = _finished(store, grid.run_tag)
-    todo = [c for digest, c in configs.items() if digest not in finished]
-    reused = len(configs) - len(todo)
-    if todo: _train_all(store, grid, _writers(store, dataset, todo, grid, place), todo, reused, place)
+    todo = _unfinished(store, grid.run_tag, configs)
+    trained = _train_all(store, grid, _writers(store, dataset, todo, grid, place), configs, place) if todo else 0
     runs = _runs_of(store, grid.run_tag, set(configs))
-    _tell_doubts(runs[~runs.config_digest.isin(finished)])
-    return SweepResult(grid.run_tag, runs, len(todo), reused, time.perf_counter() - start, store.uri)
+    _tell_doubts(runs[runs.config_digest.isin({c.digest(dataset.version) for c in todo})])
+    return SweepResult(grid.run_tag, runs, trained, len(configs) - trained, time.perf_counter() - start, store.uri)
 
 # %% ../../nbs/sweep/04_runner.ipynb #fda1f863
 def run_sweep(

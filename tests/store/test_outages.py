@@ -14,7 +14,7 @@ import boto3
 import psutil
 import pytest
 from helpers import PROGRAM, copied, fresh, wait_until
-from stores import KEYS, free_port, mlflow_server, s3
+from stores import KEYS, family, free_port, kill_family, mlflow_server, s3
 
 from bioai_esol.store.outbox import outbox_folders, pending
 from bioai_esol.store.client import connect, Store
@@ -36,16 +36,11 @@ class Revivable:
     def start(self):
         self.process = self.stack.enter_context(mlflow_server(self.folder, port=self.port))
 
-    def family(self): return [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
-
     def kill(self):
-        "SIGKILL for the server and everything it started, sessions of their own included."
-        family = self.family()
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
+        members = family(self.process)
+        kill_family(self.process)
         self.process.wait()
-        psutil.wait_procs(family, 10)
+        psutil.wait_procs(members, 10)
 
 
 @pytest.fixture(scope='module')
@@ -195,15 +190,15 @@ def test_two_machines_at_once(server, tmp_path):
 
 def test_a_server_that_hangs(server, here):
     "Stopped, not dead: it takes connections and answers nobody."
-    family = server.family()
-    for member in family:
+    members = family(server.process)
+    for member in members:
         member.suspend()
     try:
         for command in (['sweep', *GRID], ['promote'], ['doctor'], ['predict', 'CCO']):
             done = here(*command, '--tracking-uri', server.url)
             assert done.returncode == 2 and 'timed out' in done.stdout + done.stderr
     finally:
-        for member in family:
+        for member in members:
             member.resume()
 
 

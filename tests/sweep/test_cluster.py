@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from dask import config as dask_config
 from distributed import Client
 from helpers import PROGRAM, fresh, wait_until
-from stores import free_port, mlflow_server
+from stores import family, free_port, kill_family, mlflow_server
 
 from bioai_esol.errors import BioaiError
 from bioai_esol.store.client import connect
@@ -64,13 +64,11 @@ class Dask:
     def workers(self):
         "The processes that train; each is the child of a nanny."
         return [child for nanny in self.processes if nanny is not self.head and nanny.poll() is None
-                for child in psutil.Process(nanny.pid).children(recursive=True) if 'spawn_main' in ' '.join(child.cmdline())]
+                for child in family(nanny) if 'spawn_main' in ' '.join(child.cmdline())]
 
     def close(self):
         for process in self.processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for member in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-                    member.kill()
+            kill_family(process)
             process.wait()
         self.processes.clear()
 
@@ -230,9 +228,7 @@ def test_stores_are_killed(dask, tmp_path, undisturbed):
             if process is None or process.poll() is not None:
                 process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(moments.uniform(1, 5))
-            for member in [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    member.kill()
+            kill_family(server)
     with mlflow_server(tmp_path, port=port) as server:
         process.wait(60)
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
