@@ -105,7 +105,7 @@ _MAX_POINTS = 2000  # that are drawn
 
 def _points(runs: pd.DataFrame) -> pd.DataFrame:
     "The runs that are drawn, best first; the index is their place in the table."
-    shown = runs[['run_name', *_METRICS]]
+    shown = runs[['run_id', 'run_name', *_METRICS]]
     shown = shown[(runs.status == 'FINISHED') & np.isfinite(shown[_METRICS].astype(float)).all(axis=1)].round(4)
     if len(shown) <= _MAX_POINTS: return shown
     half = _MAX_POINTS // 2
@@ -143,14 +143,14 @@ def _choice_chart(runs: pd.DataFrame, points: pd.DataFrame) -> Chart:
     "Both panels of `points`, of `runs`."
     panels = [_panel(points, metric, runs) for metric in ('best_val_rmse', 'val_r2')]
     params = [dict(name=name, value=value) for name, value in dict(gap=0, floor=0, passes=[], chosen=None).items()]
-    data = dict(runs=points.assign(i=range(len(points))).to_dict('records'))
+    data = dict(runs=points.drop(columns='run_id').assign(i=range(len(points))).to_dict('records'))
     words = 'The generalisation gap of every finished run against its error, and against its R2, with both gates'
     return Chart(dict(hconcat=panels, datasets=data, params=params, description=words), many=len(points) > 1000)
 
 # %% ../../nbs/analysis/05_explorer.ipynb #e2207905
 def _signals(choice: Choice, policy: Policy, points: pd.DataFrame) -> dict:
     "What the chart of `points` is told."
-    passes = choice.runs.eligible.loc[points.index].tolist()
+    passes = points.run_id.isin(choice.runs.run_id[choice.runs.eligible]).tolist()
     floor = -1e9 if choice.r2_floor is None else choice.r2_floor  # beyond the edge
     chosen = choice.chosen and {name: choice.chosen[name] for name in ('run_name', *_METRICS)}
     return dict(gap=policy.gap_threshold, floor=floor, passes=passes, chosen=chosen)
@@ -168,8 +168,8 @@ def _switch(value: bool, text: str) -> widgets.Checkbox:
 def _likelihood(value: float, text: str) -> widgets.FloatLogSlider:
     return widgets.FloatLogSlider(value, min=-4, max=-.1, step=.05, description=text, readout_format='.4f', **_WIDE)
 
-def _whole(value: int, text: str) -> widgets.IntSlider:
-    return widgets.IntSlider(value, min=1, max=max(200, value), description=text, **_WIDE)
+def _whole(value: int, text: str, high: int) -> widgets.IntSlider:
+    return widgets.IntSlider(value, min=1, max=max(high, value), description=text, **_WIDE)
 
 # %% ../../nbs/analysis/05_explorer.ipynb #94bbab2d
 def _controls(policy: Policy) -> dict[str, widgets.Widget]:
@@ -178,15 +178,16 @@ def _controls(policy: Policy) -> dict[str, widgets.Widget]:
     return dict(
         gap_threshold=_slider(p.gap_threshold, 'gap threshold', 1, low=.005),
         r2_tolerance=_slider(p.r2_tolerance, 'R² tolerance', .5),
+        min_seeds=_whole(p.min_seeds, 'seeds needed', 20),
         min_improvement=_slider(p.min_improvement, 'improvement margin', .3),
         regression_tolerance=_slider(p.regression_tolerance, 'regression tolerance', .3),
         reproduction_tolerance=_slider(p.reproduction_tolerance, 'reproduction tolerance', .2),
         require_significance=_switch(p.require_significance, 'significance required'),
         false_alarm=_likelihood(p.false_alarm, 'false alarm'),
-        min_observations=_whole(p.min_observations, 'observations needed'),
+        min_observations=_whole(p.min_observations, 'observations needed', 200),
         worse_margin=_slider(p.worse_margin, 'worse margin', 1, .01))
 
-_GROUPS = {'Which run?': ('gap_threshold', 'r2_tolerance'),
+_GROUPS = {'Which run?': ('gap_threshold', 'r2_tolerance', 'min_seeds'),
            'May it become champion?': ('min_improvement', 'regression_tolerance', 'reproduction_tolerance',
                                        'require_significance'),
            'Watched afterwards by': ('false_alarm', 'min_observations', 'worse_margin')}
@@ -302,7 +303,7 @@ class _Following(_Laid):
     def __init__(self, runs: pd.DataFrame, policy: Policy, tracking_uri: str | None):
         self.runs = runs
         self.store = _Store(runs, tracking_uri)
-        super().__init__(self.store.candidates.runs, policy, self.store.code.get('git_dirty') == 'true')
+        super().__init__(self.store.candidates.table(Policy()), policy, self.store.code.get('git_dirty') == 'true')
         self.follow()
 
     def follow(self) -> None:

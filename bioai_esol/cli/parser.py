@@ -203,7 +203,8 @@ _THRESHOLDS = {  # option: default of `Policy`, and what it is
     'r2-tolerance': (0.05, 'how far below the best val_r2 a candidate may lie, as a share'),
     'min-improvement': (0.02, "by how much test_rmse must beat the champion's, as a share"),
     'regression-tolerance': (0.05, 'by how much test_mae (as a share) or test_r2 (as a difference) may be worse'),
-    'reproduction-tolerance': (0.02, 'how far best_val_rmse may move on another machine, as a share')}
+    'reproduction-tolerance': (0.02, 'how far best_val_rmse may move on another machine, as a share'),
+    'min-seeds': (1, 'judge the mean over the seeds of a configuration, at least so many; 1 judges single runs')}
 
 def _promote_command(command: Command):
     p = command('promote', 'choose, retrain, register and promote a candidate',

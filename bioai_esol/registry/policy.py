@@ -48,6 +48,9 @@ class Policy(Settings):
         By how much, in units of the property, the champion's mean |error| must exceed its predecessor's to be worse.
     require_significance : bool, default False
         Must the whole 95 % interval of the paired difference in `test_rmse` lie below zero?
+    min_seeds : int, default 1
+        With how many seeds a configuration must have been trained. From 2 on, what is judged is the mean over its
+        seeds, and the run that is taken is the one whose `best_val_rmse` lies nearest to that mean.
 
     Raises
     ------
@@ -74,6 +77,7 @@ class Policy(Settings):
     min_observations: Annotated[int, Field(ge=1)] = 10
     worse_margin: Annotated[float, Field(ge=0)] = 0.
     require_significance: bool = False
+    min_seeds: Annotated[int, Field(ge=1)] = 1
 
 # %% ../../nbs/registry/01_policy.ipynb #12690a05
 @dataclass(frozen=True)
@@ -288,9 +292,9 @@ def _judged(runs: pd.DataFrame, rules: Sequence[Sequence[Rule]]) -> pd.DataFrame
     reasons = ['; '.join(rule.reason for rule in of_run if not rule.passed) for of_run in rules]
     return runs.assign(eligible=[not r for r in reasons], reason=[r or 'passes every rule' for r in reasons])
 
-def _plural(n: int) -> str:
+def _plural(n: int, what: str = 'run') -> str:
     "A number of runs in words."
-    return f"{n} run" if n == 1 else f"{n} runs"
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 def _why_chosen(table: pd.DataFrame, chosen: dict, passed_over: int) -> str:
     "The sentence about a run that was chosen."
@@ -302,8 +306,18 @@ def _why_chosen(table: pd.DataFrame, chosen: dict, passed_over: int) -> str:
            f"{gap}, final val_r2 {chosen['val_r2']:.3f}")
     return why + (f"; {_plural(passed_over)} with a lower best_val_rmse did not pass" if passed_over else '')
 
+# %% ../../nbs/registry/01_policy.ipynb #5396ddc2
+def _why_chosen_over_seeds(table: pd.DataFrame, judged: Mapping, own: Mapping, passed_over: int) -> str:
+    "The same about a configuration, and the run that stands for it."
+    why = (f"{own.get('run_name')} stands for a configuration with the lowest mean best_val_rmse "
+           f"({judged['best_val_rmse']:.4f} over {judged['seeds']} seeds) of {table.eligible.sum()} eligible among "
+           f"{_plural(len(table), 'configuration')}; mean final gap {judged['generalisation_gap']:.3f}, mean final "
+           f"val_r2 {judged['val_r2']:.3f}; its own best_val_rmse {own['best_val_rmse']:.4f} is nearest to the mean")
+    lower = f"; {_plural(passed_over, 'configuration')} with a lower mean did not pass"
+    return why + (lower if passed_over else '')
+
 # %% ../../nbs/registry/01_policy.ipynb #ca473cdd
-_JUDGED = ['run_name', 'status', 'error', 'config_digest', 'generalisation_gap', 'val_r2', *REQUIRED_METRICS]  # columns
+_JUDGED = ['run_name', 'status', 'error', 'generalisation_gap', 'val_r2', 'seeds', *REQUIRED_METRICS]  # columns
 
 def _smallest_threshold(rows: Sequence[Mapping], rules: Sequence[Sequence[Rule]]) -> float | None:
     "The smallest gap_threshold that would admit a run, when nothing but its gap is in the way."
@@ -313,15 +327,98 @@ def _smallest_threshold(rows: Sequence[Mapping], rules: Sequence[Sequence[Rule]]
         if gap is not None and all(rule.passed or rule.name == 'gap' for rule in of_run): gaps.append(gap)
     return math.floor(min(gaps) * 1000 + 1) / 1000 if gaps else None  # the rule is strict: the next thousandth above
 
-def _why_none(table: pd.DataFrame, threshold: float | None) -> str:
+def _why_none(table: pd.DataFrame, threshold: float | None, what: str = 'run') -> str:
     "The sentence about a sweep of which no run passes."
     if not len(table): return 'there is no run to choose from'
-    if len(table) == 1: return f"the only run does not pass every rule: {table.reason[0]}{_would_admit(threshold)}"
-    if threshold is not None: return f"none of {len(table)} runs passes every rule{_would_admit(threshold)}"
-    return f"none of {len(table)} runs passes every rule; the one with the lowest best_val_rmse: {table.reason[0]}"
+    if len(table) == 1: return f"the only {what} does not pass every rule: {table.reason[0]}{_would_admit(threshold)}"
+    if threshold is not None: return f"none of {len(table)} {what}s passes every rule{_would_admit(threshold)}"
+    return f"none of {len(table)} {what}s passes every rule; the one with the lowest best_val_rmse: {table.reason[0]}"
 
 def _would_admit(threshold: float | None) -> str:
     return '' if threshold is None else f"; a gap threshold of {threshold:.3f} would admit one"
+
+# %% ../../nbs/registry/01_policy.ipynb #5d36d2a4
+_CONFIGURATION = ('architecture', 'pooling', 'standardise', 'schedule', 'schedule_epochs', 'hidden_dim', 'lr',
+                  'batch_size', 'dropout', 'weight_decay', 'epochs', 'folds', 'split', 'frac_train', 'frac_val',
+                  'dataset_version', 'member_runs')  # all that tells configurations apart, but the seed
+_MEANS = ['best_val_rmse', 'generalisation_gap', 'val_r2']
+
+def _by_configuration(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    "The runs of each configuration; of a run that was repeated, the last."
+    if 'start_time' in runs: runs = runs.sort_values('start_time', kind='stable')
+    if 'config_digest' in runs: runs = runs.drop_duplicates('config_digest', keep='last')
+    keys = [key for key in _CONFIGURATION if key in runs]
+    return [group for _, group in runs.groupby(keys, dropna=False, sort=False)] if keys else [runs]
+
+def _stand_in(seeds: pd.DataFrame) -> dict:
+    "Of the finished runs of a configuration the one nearest to their mean."
+    order = [key for key in ('config_digest', 'run_id') if key in seeds]
+    distance = (seeds.best_val_rmse - seeds.best_val_rmse.mean()).abs()
+    nearest = seeds.assign(distance=distance).sort_values(['distance', *order]).iloc[0]
+    return nearest.drop('distance').to_dict()
+
+# %% ../../nbs/registry/01_policy.ipynb #15e5856e
+def _with_failures(runs: pd.DataFrame, failed: Mapping[str, str]) -> pd.DataFrame:
+    "Runs with the column `failure`: how their settings failed in monitoring."
+    digests = runs.get('config_digest', pd.Series('', index=runs.index))
+    return runs.assign(failure=[failed.get(digest, '') for digest in digests])
+
+def _judged_as_one(runs: pd.DataFrame, finished: pd.DataFrame, run: dict) -> dict:
+    "A configuration as a row: the run that stands for it, with the means in place of its own figures."
+    row = run | finished[_MEANS].mean().to_dict() | dict(seeds=len(finished), failure=max(runs.failure))
+    dead = runs[runs.status == 'FAILED']
+    if not len(dead): return row
+    first = dead.iloc[0]
+    return row | dict(status='FAILED', error=f"{len(dead)} of {len(runs)} seeds: {_text(first, 'error')}")
+
+def _over_seeds(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, dict]]:
+    "One row per configuration; and the runs that stand for them, by `run_id`."
+    rows = []
+    own = {}
+    for group in _by_configuration(runs):
+        finished = group[group.status == 'FINISHED']
+        run = _stand_in(finished) if len(finished) else group.iloc[0].to_dict()
+        rows.append(_judged_as_one(group, finished, run))
+        own[run['run_id']] = run | dict(seeds=len(finished))
+    return pd.DataFrame(rows), own
+
+# %% ../../nbs/registry/01_policy.ipynb #c51fbc88
+class _Entries:
+    "Those among whom is chosen, best first, with the rules that no threshold changes."
+    def __init__(self, runs: pd.DataFrame, failed: Mapping[str, str], force: bool, by_seeds: bool):
+        runs = _with_failures(runs, failed)
+        self.own: dict[str, dict] = {}  # the run of a configuration, by `run_id`
+        if by_seeds and len(runs): runs, self.own = _over_seeds(runs)
+        table = _ranked(runs)
+        self.rows = table[table.columns.intersection(_JUDGED)].to_dict('records')
+        self.fixed = [_fixed_rules(row, failure, force) for row, failure in zip(self.rows, table.failure)]
+        self.table = table.drop(columns='failure')
+        self.best_r2 = _best_r2(self.rows)
+        self.what = 'configuration' if by_seeds else 'run'
+
+    def rules(self, policy: Policy) -> list[tuple[Rule, ...]]:
+        "Those of every row."
+        least = policy.min_seeds
+        return [(first, second, _gap(row, policy), last, _r2_rule(row, self.best_r2, policy),
+                 *([_seeds_rule(row, least)] if least > 1 else []))
+                for row, (first, second, last) in zip(self.rows, self.fixed)]
+
+# %% ../../nbs/registry/01_policy.ipynb #d0a87564
+def _seeds_rule(row: Mapping, least: int) -> Rule:
+    n = int(row['seeds'])
+    return Rule('seeds', n >= least, f"trained with {_plural(n, 'seed')}, {least} are asked for", n, least)
+
+def _choose(entries: _Entries, policy: Policy) -> Choice:
+    rules = entries.rules(policy)
+    table, floor = _judged(entries.table, rules), _r2_floor(entries.best_r2, policy)
+    eligible = table[table.eligible] if len(table) else table
+    if not len(eligible):
+        threshold = _smallest_threshold(entries.rows, rules)
+        return Choice(table, None, _why_none(table, threshold, entries.what), threshold, floor)
+    best, passed_over = eligible.iloc[0].to_dict(), int(eligible.index[0])
+    if not entries.own: return Choice(table, best, _why_chosen(table, best, passed_over), None, floor)
+    own = entries.own[best['run_id']]
+    return Choice(table, own, _why_chosen_over_seeds(table, best, own, passed_over), None, floor)
 
 # %% ../../nbs/registry/01_policy.ipynb #39b4601c
 class Candidates:
@@ -330,24 +427,28 @@ class Candidates:
                  runs: pd.DataFrame,                        # of `runs.load_runs`
                  failed: Mapping[str, str] | None = None,   # see `choose_candidate`
                  force: bool = False):                      # see `choose_candidate`
-        self.runs = _ranked(runs)
-        self.rows = self.runs[self.runs.columns.intersection(_JUDGED)].to_dict('records')
-        self.best_r2 = _best_r2(self.rows)
-        self.fixed = [_fixed_rules(row, (failed or {}).get(row.get('config_digest'), ''), force) for row in self.rows]
+        self._runs = runs
+        self._failed = failed or {}
+        self._force = force
+        self._entries: dict[bool, _Entries] = {}
+
+    def _of(self, policy: Policy) -> _Entries:
+        by_seeds = policy.min_seeds > 1
+        if by_seeds not in self._entries:
+            self._entries[by_seeds] = _Entries(self._runs, self._failed, self._force, by_seeds)
+        return self._entries[by_seeds]
+
+    def table(self,
+              policy: Policy,  # its `min_seeds` counts
+    ) -> pd.DataFrame:
+        "Among whom a policy chooses, best first: runs, or the means of configurations."
+        return self._of(policy).table
 
     def choose(self,
                policy: Policy,  # its thresholds
     ) -> Choice:
         "The run with the lowest best_val_rmse that passes every rule."
-        rules = [(first, second, _gap(row, policy), last, _r2_rule(row, self.best_r2, policy))
-                 for row, (first, second, last) in zip(self.rows, self.fixed)]
-        table, floor = _judged(self.runs, rules), _r2_floor(self.best_r2, policy)
-        eligible = table[table.eligible] if len(table) else table
-        if not len(eligible):
-            threshold = _smallest_threshold(self.rows, rules)
-            return Choice(table, None, _why_none(table, threshold), threshold, floor)
-        chosen = eligible.iloc[0].to_dict()
-        return Choice(table, chosen, _why_chosen(table, chosen, int(eligible.index[0])), None, floor)
+        return _choose(self._of(policy), policy)
 
 # %% ../../nbs/registry/01_policy.ipynb #f91a9f80
 def choose_candidate(

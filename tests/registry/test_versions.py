@@ -154,6 +154,23 @@ def test_significance_can_be_a_rule(uri):
     assert not close.approved and not rule.passed and rule.value >= 0
 
 
+def test_the_mean_over_seeds_is_judged(uri, tmp_path):
+    "Not the luckiest run of all becomes champion, but the one that is nearest to the mean of the best configuration."
+    grid = Grid(hidden_dim=(8, 16), lr=1e-2, batch_size=64, dropout=0, weight_decay=0, seed=(1, 2, 3), epochs=20, run_tag='means')
+    runs = run_sweep(grid, tracking_uri=uri).runs
+    means = runs.groupby('hidden_dim').best_val_rmse.mean()
+    seeds = runs[runs.hidden_dim == means.idxmin()]
+    nearest = seeds.loc[(seeds.best_val_rmse - means.min()).abs().idxmin()]
+    policy = Policy(min_seeds=3, **EASY.model_dump(exclude={'min_seeds'}))
+    first = promote('means', policy, tracking_uri=uri)
+    assert first.approved and first.choice.chosen['run_id'] == nearest.run_id
+    assert f'{means.min():.4f} over 3 seeds' in first.choice.reason
+    records = [json.loads(path.read_text()) for path in (tmp_path / 'mlartifacts').glob(f'{first.run["run_id"]}/artifacts/decisions/*')]
+    assert records and {record['policy']['min_seeds'] for record in records} == {3}
+    assert promote('means', policy, tracking_uri=uri).already
+    assert not promote('means', Policy(min_seeds=4), tracking_uri=uri).choice.approved
+
+
 def test_archive_restore_and_a_second_judgement(three_champions):
     uri = three_champions
     promote('a', EASY, tracking_uri=uri)
