@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {  # public name: the module that defines it
     'Dataset': 'chem.dataset', 'load_esol': 'chem.dataset', 'load_table': 'chem.dataset',
-    'Grid': 'sweep.grid', 'Repeats': 'sweep.grid',
+    'Grid': 'sweep.grid', 'Repeats': 'sweep.grid', 'Race': 'sweep.race', 'run_race': 'sweep.race',
     'run_sweep': 'sweep.runner', 'run_preset': 'sweep.ensemble', 'best_ensemble': 'sweep.ensemble',
     'sweeps': 'store.runs', 'load_runs': 'store.runs', 'load_histories': 'store.runs', 'load_predictions': 'store.runs',
     'look': 'analysis.look', 'explore': 'analysis.interactive', 'advice': 'analysis.advice',
@@ -86,4 +86,5 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from .store.runs import load_runs as load_runs, sweeps as sweeps
     from .sweep.ensemble import best_ensemble as best_ensemble, run_preset as run_preset
     from .sweep.grid import Grid as Grid, Repeats as Repeats
+    from .sweep.race import Race as Race, run_race as run_race
     from .sweep.runner import run_sweep as run_sweep

@@ -153,6 +153,7 @@ def _train_or_sweep(args) -> int:
     dataset = _dataset(args)
     if args.command == 'train' and len(grid) > 1:
         _wrong_use("train takes one value per option; 'bioai-esol sweep' takes lists")
+    if getattr(args, 'race', False): return _race(args, grid, dataset)
     from bioai_esol.sweep.grid import expected_seconds, in_words, preset_grid
     from bioai_esol.sweep.runner import run_sweep
     from bioai_esol.models.architectures import ARCHITECTURES
@@ -167,6 +168,30 @@ def _train_or_sweep(args) -> int:
         if getattr(args, 'preset', None): return _ensemble(args, dataset, cluster)
         fresh = getattr(args, 'fresh', False)
         return _tell_sweep(run_sweep(grid, dataset, tracking_uri=args.tracking_uri, fresh=fresh, cluster=cluster))
+
+# %% ../../nbs/cli/02_commands.ipynb #1ad5ae64
+def _race(args, grid, dataset) -> int:
+    if args.preset: _wrong_use('--race and --preset: a preset trains every model that its ensemble needs; give one')
+    from bioai_esol.errors import without_password
+    from bioai_esol.sweep.grid import expected_seconds, in_words
+    from bioai_esol.sweep.race import Race, run_race
+    if 'run_tag' not in grid.model_fields_set: grid = grid.model_copy(update=dict(run_tag='race'))
+    race = Race(grid=grid)
+    plan = race.plan()
+    share = sum(rung.cost for rung in plan) / (len(grid) * grid.epochs)
+    who = f"{_plural(grid.workers, 'worker')}: about {in_words(share * expected_seconds(grid, len(dataset)))}"
+    if _is_address(args): who = f"by the workers of {args.cluster}"
+    with _cluster(args, grid.workers) as cluster:
+        print(f"race of {_plural(len(grid), 'configuration')} on {dataset.name} ({len(dataset):,} molecules), "
+              f"run tag {grid.run_tag!r}, {who}", flush=True)
+        for i, rung in enumerate(plan, 1):
+            print(f"  rung {i}: {_plural(rung.configurations, 'configuration')} × {_plural(rung.seeds, 'seed')} × "
+                  f"{_plural(rung.epochs, 'epoch')}", flush=True)
+        result = run_race(race, dataset, tracking_uri=args.tracking_uri, fresh=args.fresh, cluster=cluster)
+    print(f"{result.headline} in {without_password(result.sweep.tracking_uri)}")
+    print(result.leaders().to_string(index=False))
+    print(f"next: bioai-esol promote --run-tag {result.run_tag} --min-seeds {result.seeds}")
+    return 0
 
 # %% ../../nbs/cli/02_commands.ipynb #e8ecb147
 def _tell_sweep(result) -> int:

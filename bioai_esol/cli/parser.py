@@ -190,6 +190,8 @@ def _training_commands(command: Command):
     p.add_argument('--preset', choices=['accurate'],
                    help='a small grid over four model types that ends in their ensemble; options override it')
     p.add_argument('--fresh', action='store_true', help='start over under a new run tag')
+    p.add_argument('--race', action='store_true',
+                   help='seeds and epochs for those between which the choice is open, instead of one seed for all')
     p.add_argument('--cluster', metavar='WHERE',
                    help='train elsewhere: the address of a Dask scheduler (tcp://host:8786), or slurm, pbs, sge or '
                         'lsf, where --workers says how many jobs are submitted')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RunTag', 'Workers', 'Device', 'ESOL_MOLECULES', 'PRESETS', 'MEMBERS', 'SEEDS', 'MAX_BLOCK_SIZE', 'Axis', 'Grid',
-           'preset_settings', 'preset_grid', 'load_grid', 'Repeats', 'repeats', 'block_cost', 'blocks',
-           'expected_seconds', 'in_words']
+           'preset_settings', 'preset_grid', 'load_grid', 'Chosen', 'settings_of', 'Repeats', 'repeats', 'block_cost',
+           'blocks', 'expected_seconds', 'in_words']
 
 # %% ../../nbs/sweep/01_grid.ipynb #cc1c9a89
 import itertools, math
@@ -266,7 +266,24 @@ def _repeated(grid: 'Repeats') -> tuple[str, dict[str, str], str]:
     return line, _named(grid.chosen), f'seeds {_listed(grid.seed)}'
 
 # %% ../../nbs/sweep/01_grid.ipynb #8a3f1b0c
-class Repeats(Grid):
+class Chosen(Grid):
+    "Some configurations, each with every seed; its axes hold the values that they have."
+    chosen: Annotated[tuple[TrainConfig, ...], Field(min_length=1, exclude=True)]
+
+    def configs(self) -> list[TrainConfig]:
+        "Every configuration, once with each seed."
+        return [c.model_copy(update=dict(seed=s)) for s in self.seed for c in self.chosen]
+
+def settings_of(
+    chosen: Sequence[TrainConfig],  # equal in what is not an axis
+) -> dict:                          # for `Chosen`, all but seeds and run tag
+    "The settings of a grid that holds these configurations."
+    axes = {axis: tuple(sorted({getattr(c, axis) for c in chosen})) for axis in AXES if axis != 'seed'}
+    fixed = {name: getattr(chosen[0], name) for name in ('epochs', 'folds', 'split', 'frac_train', 'frac_val')}
+    return axes | fixed | dict(chosen=tuple(chosen))
+
+# %% ../../nbs/sweep/01_grid.ipynb #14f69f56
+class Repeats(Chosen):
     """Some configurations of another sweep, each with every seed.
 
     `repeats` makes it from a table of runs. Its axes hold the values that its configurations have.
@@ -294,11 +311,7 @@ class Repeats(Grid):
     stability : how much of the difference between configurations is luck.
     """
     repeats: str
-    chosen: Annotated[tuple[TrainConfig, ...], Field(min_length=1, exclude=True)]
 
-    def configs(self) -> list[TrainConfig]:
-        "Every configuration, once with each seed."
-        return [c.model_copy(update=dict(seed=s)) for s in self.seed for c in self.chosen]
     def __repr__(self): return _as_text('Repeats', *_repeated(self))
     __str__ = __repr__
     def _repr_html_(self): return _as_html('Repeats', *_repeated(self))
@@ -339,11 +352,8 @@ def repeats(
     if not len(best): raise ConfigError(f"none of {len(runs)} runs is finished: there is nothing to repeat")
     lowest = _different([config_from(row) for row in best.to_dict('records')])[:k]
     chosen = _different([*lowest, *(_wanted(w, runs) for w in include)])
-    axes = {axis: tuple(sorted({getattr(c, axis) for c in chosen})) for axis in AXES if axis != 'seed'}
-    fixed = {name: getattr(chosen[0], name) for name in ('epochs', 'folds', 'split', 'frac_train', 'frac_val')}
     run_tag = best.run_tag.iloc[0]
-    return Repeats(**axes, **fixed, seed=tuple(seeds), run_tag=run_tag + SEEDS, repeats=run_tag,
-                   chosen=tuple(chosen))
+    return Repeats(**settings_of(chosen), seed=tuple(seeds), run_tag=run_tag + SEEDS, repeats=run_tag)
 
 # %% ../../nbs/sweep/01_grid.ipynb #8a3f1b10
 _STEP_COST = 26_000       # of issuing the operations of an epoch, times the batch size
