@@ -148,22 +148,18 @@ def _with_best(table: pd.DataFrame, max_gap: float) -> pd.DataFrame:
     return table.assign(outcome=table.outcome.mask(table.index.isin(order.index[:1]), BEST))
 
 def _last_rung(entrants: np.ndarray, rung: Rung, first_seed: int, number: int, train: _Train, rules: dict) -> Climb:
-    "Portions of seeds, until there is no choice left or the budget is spent."
-    budget = len(entrants) * rung.seeds
-    portion = math.ceil(rung.seeds / 2)
-    trained, seeds = None, 0
+    "Two portions of seeds; what is worse after the first has no second."
+    half = first_seed + math.ceil(rung.seeds / 2)
+    trained = None
+    runs = 0
     left = np.arange(len(entrants))
-    while len(left) and (seeds < rung.seeds or len(left) > 1):
-        n = min(portion, budget // len(left))
-        if not n: break
-        new = train(entrants[left], range(first_seed + seeds, first_seed + seeds + n), rung.epochs, number)
-        trained = _beside(trained, new, left)
+    for seeds in (range(first_seed, half), range(half, first_seed + rung.seeds)):
+        if not len(left): break
+        trained = _beside(trained, train(entrants[left], seeds, rung.epochs, number), left)
         table = judge(trained, len(entrants), **rules)
-        seeds += n
-        budget -= n * len(left)
+        runs += len(left) * len(seeds)
         left = left[table.outcome[left] == STAYS]
-    spent = len(entrants) * rung.seeds - budget
-    return Climb(number, rung.epochs, spent, True, _with_best(table, rules['max_gap']).set_index(entrants))
+    return Climb(number, rung.epochs, runs, True, _with_best(table, rules['max_gap']).set_index(entrants))
 
 # %% ../../nbs/sweep/06_race.ipynb #dbf43022
 def climb(

@@ -1,0 +1,295 @@
+"""Which search is worth it: a thousand replays of each, from histories that are stored once.
+
+    make bench-search                                           # the replays, written to benchmarks/search.md; a minute
+    python benchmarks/search.py --optuna 200                    # those of Optuna too, kept beside the histories; half an hour
+    python benchmarks/search.py --train sqlite:///search.db     # the histories again; an hour on two cores, continues
+
+The histories are the default grid with 16 seeds: 162 configurations, 200 epochs each. A replay shuffles the seeds: a search
+sees 10 of them, and the configuration that it picks is judged by the other 6, which nobody has seen. Its regret is its mean
+best_val_rmse over these 6 less that of the configuration whose mean over all 16 is lowest. Epochs are counted as they are
+trained: successive halving, Hyperband and ASHA go on from where they paused; a race begins each rung anew.
+"""
+import argparse
+import json
+import math
+import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from bioai_esol.sweep.race import BEST, climb, plan_rungs, Trained
+
+matplotlib.use('Agg')
+HERE = Path(__file__).resolve().parent
+HISTORIES = HERE / 'search/histories.npz'
+OPTUNA = HERE / 'search/optuna.json'
+AXES = ['hidden_dim', 'batch_size', 'lr', 'dropout', 'weight_decay']
+SEEDS, SEEN = 16, 10
+STEP = 2e-4       # of the stored errors, log10 mol/L: they are whole numbers of it
+REPLAYS = 1000
+BLUE, GREY, ORANGE, GREEN = '#3b6ea5', '#9a9a9a', '#d8853b', '#4d8a57'
+
+
+# --- histories
+
+def train(uri):
+    "The runs, seed by seed; what is there already is not trained again."
+    import bioai_esol as esol
+    for seed in range(SEEDS):
+        result = esol.run_sweep(esol.Grid(seed=seed, run_tag='histories'), tracking_uri=uri)
+        if len(result.failed): sys.exit(f'{len(result.failed)} runs failed')
+        print(f'seed {seed}: {result.seconds:.0f} s', file=sys.stderr)
+
+
+def pack(uri):
+    "The histories of a store as one small file."
+    import bioai_esol as esol
+    from bioai_esol.training.lineage import machine
+    runs = esol.load_runs('histories', tracking_uri=uri).sort_values([*AXES, 'seed'])
+    curves = esol.load_histories(runs, ['val_rmse', 'train_rmse'], tracking_uri=uri)
+    wide = curves.pivot(index='run_id', columns=['metric', 'epoch'], values='value').loc[runs.run_id]
+    shape = (-1, SEEDS, wide.shape[1] // 2)
+    def stored(metric): return np.clip(np.rint(wide[metric].to_numpy() / STEP), 0, 65535).astype(np.uint16).reshape(shape)
+    axes = runs[runs.seed == 0][AXES].to_numpy(float)
+    about = dict(code=runs.code_version.iloc[0], data=runs.dataset_version.iloc[0], split=runs.split_digest.iloc[0], **machine('cpu'))
+    HISTORIES.parent.mkdir(exist_ok=True)
+    np.savez_compressed(HISTORIES, val_rmse=stored('val_rmse'), train_rmse=stored('train_rmse'), axes=axes, about=json.dumps(about))
+
+
+@dataclass
+class Histories:
+    axes: np.ndarray     # (configurations, axes)
+    best: np.ndarray     # (configurations, seeds, epochs) lowest val_rmse so far
+    gap: np.ndarray      # (configurations, seeds, epochs) val_rmse - train_rmse
+    about: dict
+
+    @property
+    def last(self): return self.best[:, :, -1]  # (configurations, seeds) what a run to the end says
+
+
+def load():
+    with np.load(HISTORIES, allow_pickle=False) as file:
+        val, training = (file[name].astype(float) * STEP for name in ('val_rmse', 'train_rmse'))
+        return Histories(file['axes'], np.minimum.accumulate(val, axis=2), val - training, json.loads(str(file['about'])))
+
+
+# --- searches: each sees the errors (configurations, seeds, epochs) of the seeds that it may use, and gives what it picks and
+# what it has spent, once or at several moments
+
+def grid(seen, gap, gen, seeds=1):
+    yield seen[:, :seeds, -1].mean(axis=1).argmin(), seen.shape[0] * seeds * seen.shape[2]
+
+
+def random(seen, gap, gen):
+    k, _, epochs = seen.shape
+    order = gen.permutation(k)
+    for n in (5, 10, 20, 40, 81):
+        yield order[seen[order[:n], 0, -1].argmin()], n * epochs
+
+
+def top_after_one(seen, gap, gen):
+    k, _, epochs = seen.shape
+    order = seen[:, 0, 0].argsort(kind='stable')
+    for n in (5, 10, 20, 40, 81):
+        yield order[seen[order[:n], 0, -1].argmin()], k + n * (epochs - 1)
+
+
+def halving(seen, gap, gen, eta=3):
+    "Successive halving of the whole grid, for several lengths of the first rung."
+    k, _, epochs = seen.shape
+    for first in (2, 7, 22, 67):
+        left, at, spent = np.arange(k), first, k * first
+        while at < epochs:
+            left = left[seen[left, 0, at - 1].argsort(kind='stable')][:max(1, math.ceil(len(left) / eta))]
+            after = min(epochs, at * eta)
+            spent += len(left) * (after - at)
+            at = after
+        yield left[seen[left, 0, -1].argmin()], spent
+
+
+def bracket(seen, gen, n, first, eta):
+    "One of Hyperband's: the best of `n` drawn configurations, and what it cost."
+    k, _, epochs = seen.shape
+    left, at, spent = gen.permutation(k)[:n], first, min(n, k) * first
+    while at < epochs:
+        left = left[seen[left, 0, at - 1].argsort(kind='stable')][:max(1, len(left) // eta)]
+        after = min(epochs, at * eta)
+        spent += len(left) * (after - at)
+        at = after
+    return left[seen[left, 0, -1].argmin()], spent
+
+
+def hyperband(seen, gap, gen, eta=3):
+    epochs = seen.shape[2]
+    depth = int(math.log(epochs / 2, eta))
+    brackets = [(math.ceil((depth + 1) / (s + 1) * eta ** s), max(1, round(epochs / eta ** s))) for s in range(depth, -1, -1)]
+    pick, lowest, spent = None, np.inf, 0
+    for repetition in range(1, 9):
+        for n, first in brackets:
+            best, cost = bracket(seen, gen, n, first, eta)
+            spent += cost
+            if seen[best, 0, -1] < lowest: pick, lowest = best, seen[best, 0, -1]
+        if repetition in (1, 2, 4, 8): yield pick, spent
+
+
+def asha(seen, gap, gen, eta=3, first=7):
+    "One worker: promote where the best third of a rung holds somebody who has not been promoted, else begin another."
+    k, _, epochs = seen.shape
+    rungs = [first]
+    while rungs[-1] < epochs: rungs.append(min(epochs, rungs[-1] * eta))
+    reached = [[] for _ in rungs]
+    promoted = [set() for _ in rungs]
+    waiting, spent, marks = list(gen.permutation(k)), 0, [1 / 16, 1 / 8]
+    def task():
+        for r in range(len(rungs) - 2, -1, -1):
+            top = sorted(reached[r], key=lambda i: seen[i, 0, rungs[r] - 1])[:len(reached[r]) // eta]
+            for i in top:
+                if i not in promoted[r]:
+                    promoted[r].add(i)
+                    return r + 1, i
+        return (0, waiting.pop()) if waiting else None
+    while (job := task()) is not None:
+        r, i = job
+        spent += rungs[r] - (rungs[r - 1] if r else 0)
+        reached[r].append(i)
+        if marks and reached[-1] and spent >= marks[0] * k * epochs:
+            marks.pop(0)
+            yield min(reached[-1], key=lambda i: seen[i, 0, -1]), spent
+    yield min(reached[-1], key=lambda i: seen[i, 0, -1]), spent
+
+
+def race(seen, gap, gen, max_gap=math.inf, finalists=4, seeds=SEEN, rungs=4):
+    "The project's own code. On all rungs but the last the seeds are drawn, and may come again on a later one."
+    k, n, epochs = seen.shape
+    plan = plan_rungs(k, epochs, rungs, finalists, seeds)
+    before_last = sum(rung.seeds for rung in plan[:-1])
+    def trained(places, seeds, epochs, number):
+        columns = [s - before_last for s in seeds] if number == len(plan) - 1 else gen.permutation(n)[:len(seeds)]
+        return Trained(seen[places][:, columns, epochs - 1], gap[places][:, columns, epochs - 1], np.zeros(len(places), bool))
+    climbs = list(climb(plan, trained, max_gap=max_gap))
+    table = climbs[-1].table
+    yield table.index[table.outcome == BEST][0], sum(done.trained * done.epochs for done in climbs)
+
+
+SEARCHES = {
+    'grid, one seed': grid, 'grid, two seeds': lambda *a: grid(*a, seeds=2), 'grid, four seeds': lambda *a: grid(*a, seeds=4),
+    'grid, ten seeds': lambda *a: grid(*a, seeds=SEEN), 'random': random, 'best after one epoch': top_after_one,
+    'successive halving': halving, 'Hyperband': hyperband, 'ASHA': asha, 'race': race}
+
+
+# --- Optuna's
+
+def optuna_study(kind, seen, axes, seed):
+    "A study over the grid; what it picks after some shares of the grid's epochs."
+    import optuna
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings('ignore')
+    k, n, epochs = seen.shape
+    values = [sorted(set(axes[:, j])) for j in range(axes.shape[1])]
+    place = {tuple(row): i for i, row in enumerate(axes)}
+    pruner = optuna.pruners.MedianPruner() if kind == 'median' else optuna.pruners.WilcoxonPruner()
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner)
+    trials, spent, picks = {}, 0, []
+    marks = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+    while marks:
+        trial = study.ask()
+        i = place[tuple(trial.suggest_categorical(name, options) for name, options in zip(AXES, values))]
+        again = trials[i] = trials.get(i, -1) + 1   # a configuration that comes again has the next seed
+        state, value = optuna.trial.TrialState.COMPLETE, None
+        if kind == 'median':
+            for epoch in range(10, epochs + 1, 10):
+                value = seen[i, again % n, epoch - 1]
+                spent += 10
+                trial.report(value, epoch)
+                if epoch < epochs and trial.should_prune():
+                    state = optuna.trial.TrialState.PRUNED
+                    break
+        else:
+            for s in range(n):
+                spent += epochs
+                trial.report(seen[i, s, -1], s)
+                value = seen[i, :s + 1, -1].mean()
+                if s + 1 < n and trial.should_prune(): break   # as its documentation has it: the mean so far is the value
+        study.tell(trial, value if state == optuna.trial.TrialState.COMPLETE else None, state)
+        while marks and spent >= marks[0] * k * epochs:
+            marks.pop(0)
+            best = study.best_trial
+            picks.append((int(place[tuple(best.params[name] for name in AXES)]), int(spent)))
+    return picks
+
+
+def optuna_replay(job):
+    kind, replay = job
+    histories = load()
+    return optuna_study(kind, histories.best[:, shuffled(replay)[:SEEN]], histories.axes, replay)
+
+
+def run_optuna(replays):
+    from tqdm.auto import tqdm
+    jobs = [(kind, replay) for kind in ('median', 'Wilcoxon') for replay in range(replays)]
+    with ProcessPoolExecutor(2) as pool:
+        picks = list(tqdm(pool.map(optuna_replay, jobs), total=len(jobs)))
+    kept = {f'TPE, {kind} pruner': [p for (name, _), p in zip(jobs, picks) if name == kind] for kind in ('median', 'Wilcoxon')}
+    OPTUNA.write_text(json.dumps(kept) + '\n')
+
+
+# --- replays
+
+def shuffled(replay): return np.random.default_rng([replay, 1]).permutation(SEEDS)
+
+
+def replays_of(search, histories, n):
+    picks = []
+    for replay in range(n):
+        seeds = shuffled(replay)[:SEEN]
+        gen = np.random.default_rng([replay, 2])
+        picks.append([(int(k), int(spent)) for k, spent in search(histories.best[:, seeds], histories.gap[:, seeds], gen)])
+    return picks
+
+
+def judged(name, picks, histories):
+    "One row per moment of a search: epochs, regret with its interval, gap, replays."
+    star = histories.last.mean(axis=1).argmin()
+    rows = []
+    for moment in range(max(map(len, picks))):
+        there = [(replay, p[moment]) for replay, p in enumerate(picks) if len(p) > moment]
+        regrets = np.array([np.mean(histories.last[k, rest] - histories.last[star, rest])
+                            for replay, (k, _) in there for rest in [shuffled(replay)[SEEN:]]])
+        half = 1.96 * regrets.std(ddof=1) / math.sqrt(len(regrets))
+        gap = np.mean([histories.gap[k, :, -1].mean() for _, (k, _) in there])
+        rows.append(dict(search=name, epochs=np.mean([spent for _, (_, spent) in there]), regret=regrets.mean(), half=half,
+                         worst=np.quantile(regrets, .9), gap=gap, replays=len(there)))
+    return rows
+
+
+def everything(histories):
+    rows = []
+    for name, search in SEARCHES.items(): rows += judged(name, replays_of(search, histories, REPLAYS), histories)
+    if OPTUNA.exists():
+        for name, picks in json.loads(OPTUNA.read_text()).items(): rows += judged(name, picks, histories)
+    table = pd.DataFrame(rows)
+    k, _, epochs = histories.best.shape
+    return table.assign(share=table.epochs / (k * epochs))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--train', metavar='URI', help='train the histories in this store, and pack them')
+    parser.add_argument('--optuna', metavar='N', type=int, help='replay the searches of Optuna N times, and keep what they pick')
+    parser.add_argument('--output', type=Path, metavar='FILE', help='write the page there instead of printing it')
+    parser.add_argument('--figure', type=Path, metavar='PNG', help='and the figure there')
+    args = parser.parse_args()
+    if args.train:
+        train(args.train)
+        pack(args.train)
+    if args.optuna: run_optuna(args.optuna)
+    table = everything(load())
+    print(table.round(4).to_string())
+
+
+if __name__ == '__main__': main()
