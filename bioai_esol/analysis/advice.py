@@ -230,7 +230,8 @@ def _seeds_disagree(s: _Sweep) -> _Answer:
     sentence = (f"Seeds rank these {table.shape[1]} configurations differently: the rank correlation is "
                 f"{agreement.value:.2f} (pairs of seeds from {agreement.low:.2f} to {agreement.high:.2f}), and the "
                 f"standard deviation over seeds is {sd:.3f}{s.unit}.")
-    return [Finding('seeds-disagree', sentence, 'Choose by the mean over seeds, not by a single run.')]
+    remedy = 'Choose by the mean over seeds (`min_seeds` of the policy), not by a single run.'
+    return [Finding('seeds-disagree', sentence, remedy)]
 
 # %% ../../nbs/analysis/10_advice.ipynb #94cf745e
 GAP_STEP = 1 / 6  # of the threshold, to its neighbours on both sides

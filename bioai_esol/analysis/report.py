@@ -223,7 +223,9 @@ def _choice_part(choice: Choice, policy: Policy) -> list[dict]:
     table = role_table(choice.runs, chosen).drop(columns='reason').reset_index()
     table['eligible'] = table.eligible.map({True: 'yes', False: 'no'})
     settings = ', '.join(f'{name}={value}' for name, value in policy.model_dump().items())
-    return [_picture(figure, 'every run against both gates of the policy'),
+    named = dict(text='Each row is a configuration: its errors, gap and R² are means over its seeds, and the run that '
+                      'is named stands for it.')
+    return [_picture(figure, 'every run against both gates of the policy'), *([named] if policy.min_seeds > 1 else []),
             _points(explain_choice(choice.runs, chosen)), _table(table), dict(text=f'Policy: {settings}.')]
 
 def _importance_part(runs: pd.DataFrame) -> dict:

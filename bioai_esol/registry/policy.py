@@ -309,7 +309,7 @@ def _why_chosen(table: pd.DataFrame, chosen: dict, passed_over: int) -> str:
 # %% ../../nbs/registry/01_policy.ipynb #5396ddc2
 def _why_chosen_over_seeds(table: pd.DataFrame, judged: Mapping, own: Mapping, passed_over: int) -> str:
     "The same about a configuration, and the run that stands for it."
-    why = (f"{own.get('run_name')} stands for a configuration with the lowest mean best_val_rmse "
+    why = (f"{own.get('run_name')} stands for the configuration with the lowest mean best_val_rmse "
            f"({judged['best_val_rmse']:.4f} over {judged['seeds']} seeds) of {table.eligible.sum()} eligible among "
            f"{_plural(len(table), 'configuration')}; mean final gap {judged['generalisation_gap']:.3f}, mean final "
            f"val_r2 {judged['val_r2']:.3f}; its own best_val_rmse {own['best_val_rmse']:.4f} is nearest to the mean")
@@ -341,7 +341,7 @@ def _would_admit(threshold: float | None) -> str:
 _CONFIGURATION = ('architecture', 'pooling', 'standardise', 'schedule', 'schedule_epochs', 'hidden_dim', 'lr',
                   'batch_size', 'dropout', 'weight_decay', 'epochs', 'folds', 'split', 'frac_train', 'frac_val',
                   'dataset_version', 'member_runs')  # all that tells configurations apart, but the seed
-_MEANS = ['best_val_rmse', 'generalisation_gap', 'val_r2']
+_MEANS = ['best_val_rmse', 'val_rmse', 'generalisation_gap', 'val_r2']
 
 def _by_configuration(runs: pd.DataFrame) -> list[pd.DataFrame]:
     "The runs of each configuration; of a run that was repeated, the last."
@@ -365,7 +365,8 @@ def _with_failures(runs: pd.DataFrame, failed: Mapping[str, str]) -> pd.DataFram
 
 def _judged_as_one(runs: pd.DataFrame, finished: pd.DataFrame, run: dict) -> dict:
     "A configuration as a row: the run that stands for it, with the means in place of its own figures."
-    row = run | finished[_MEANS].mean().to_dict() | dict(seeds=len(finished), failure=max(runs.failure))
+    means = finished[finished.columns.intersection(_MEANS)].mean().to_dict()
+    row = run | means | dict(seeds=len(finished), failure=max(runs.failure))
     dead = runs[runs.status == 'FAILED']
     if not len(dead): return row
     first = dead.iloc[0]

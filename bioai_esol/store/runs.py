@@ -54,10 +54,12 @@ def _row(run: 'Run', typed: bool = True) -> dict:
 # %% ../../nbs/store/05_runs.ipynb #66293769
 def search(
     store: Store,  # an open store
+    status: str | None = None,  # 'RUNNING', 'FINISHED' …; any when not given
     **tags: str,    # the value of each tag
 ) -> list['Run']:
     "All runs that carry these tags, oldest first."
-    text = ' and '.join(f"tags.`{k}` = '{v}'" for k, v in tags.items())
+    of_status = [f"attributes.status = '{status}'"] if status else []
+    text = ' and '.join([*of_status, *(f"tags.`{k}` = '{v}'" for k, v in tags.items())])
     runs = []
     token = None
     while True:

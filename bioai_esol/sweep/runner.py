@@ -68,10 +68,10 @@ class _Other:
 def _elsewhere(store: Store, run_tag: str) -> list[_Other]:
     "Sweeps of this `run_tag` that are alive on other machines."
     others = []
-    for run in search(store, run_tag=run_tag, kind='sweep'):
+    for run in search(store, 'RUNNING', run_tag=run_tag, kind='sweep'):
         tags = run.data.tags
         silent_ms = now_ms() - (whole_tag(run, 'seen_alive') or 0)
-        is_alive = run.info.status == 'RUNNING' and silent_ms < 1000 * HEARTBEAT_TIMEOUT_S
+        is_alive = silent_ms < 1000 * HEARTBEAT_TIMEOUT_S
         if not is_alive or tags['host'] == socket.gethostname(): continue
         others.append(_Other(run.info.run_id, tags['host'], tags.get('claim') == _ASKS))
     return others
@@ -113,10 +113,11 @@ def _only_one(store: Store, run_tag: str):
 def _close_open(store: Store, run_tag: str):
     "Close what still says RUNNING, apart from what is alive on another machine; the caller holds the lock."
     alive = {other.run_id for other in _elsewhere(store, run_tag)}
-    for run in [*search(store, run_tag=run_tag, kind='run'), *search(store, run_tag=run_tag, kind='sweep')]:
-        sweep = run.data.tags.get('mlflow.parentRunId', run.info.run_id)
-        if run.info.status != 'RUNNING' or sweep in alive: continue
-        fail_run(store, run.info.run_id, 'interrupted: the sweep ended before this run did', 'KILLED')
+    for kind in ('run', 'sweep'):
+        for run in search(store, 'RUNNING', run_tag=run_tag, kind=kind):
+            sweep = run.data.tags.get('mlflow.parentRunId', run.info.run_id)
+            if sweep in alive: continue
+            fail_run(store, run.info.run_id, 'interrupted: the sweep ended before this run did', 'KILLED')
 
 def _unfinished(store: Store, run_tag: str, configs: dict[str, TrainConfig]) -> list[TrainConfig]:
     "Of these configurations, by their digests, the ones that need training."
