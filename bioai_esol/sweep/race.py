@@ -62,6 +62,18 @@ def plan_rungs(
     return [*map(rung, range(rungs - 1)), last]
 
 # %% ../../nbs/sweep/06_race.ipynb #369ea6eb
+_MAX_PAIRS = 200_000  # numbers that are looked at together
+
+def _against(part: np.ndarray, errors: np.ndarray, counts: np.ndarray) -> np.ndarray:  # (part, seeds)
+    "Evidence against some of them."
+    k, n = errors.shape
+    common = np.minimum(counts[part, None], counts[None])                       # (part, k)
+    differences = np.nan_to_num(errors[part, None] - errors[None])              # (part, k, n)
+    looks = np.minimum(np.arange(n), common[..., None] - 1)                     # (part, k, n)
+    log_e = np.take_along_axis(log_evidence_of_worse(differences), looks, axis=-1)
+    log_e[np.arange(len(part)), part] = -np.inf                                 # no opponent of its own
+    return np.logaddexp.reduce(log_e, axis=1) - math.log(k - 1)
+
 def evidence_against(
     errors: np.ndarray,  # (configurations, seeds), nan behind the last seed of one that has left
 ) -> np.ndarray:         # (configurations, seeds) log E after each seed
@@ -69,12 +81,8 @@ def evidence_against(
     k, n = errors.shape
     if k < 2: return np.zeros((k, n))
     counts = np.isfinite(errors).sum(axis=1)                                    # (k,)
-    common = np.minimum(counts[:, None], counts[None])                          # (k, k)
-    differences = np.nan_to_num(errors[:, None] - errors[None])                 # (k, k, n)
-    looks = np.minimum(np.arange(n), common[..., None] - 1)                     # (k, k, n)
-    log_e = np.take_along_axis(log_evidence_of_worse(differences), looks, axis=-1)
-    log_e[np.arange(k), np.arange(k)] = -np.inf                                 # no opponent of its own
-    return np.logaddexp.reduce(log_e, axis=1) - math.log(k - 1)
+    parts = np.array_split(np.arange(k), math.ceil(k * k * n / _MAX_PAIRS))     # a grid of thousands has many pairs
+    return np.concatenate([_against(part, errors, counts) for part in parts])
 
 # %% ../../nbs/sweep/06_race.ipynb #b5d2a276
 BEST, STAYS, SET_ASIDE, WORSE, FAILED = OUTCOMES = ('best', 'stays', 'set aside', 'worse', 'failed')
@@ -195,7 +203,7 @@ class Race(Settings):
     finalists : int, default 4
         Configurations that are trained to the end.
     seeds : int, default 10
-        Of each finalist, at least.
+        Of each finalist that is not worse after half of them.
     false_elimination : float, default 0.05
         How likely it may be, on each rung, that the best configuration leaves as worse.
     max_gap : float, default 0.30
@@ -223,7 +231,7 @@ class Race(Settings):
     finalists: Annotated[int, Field(ge=2)] = 4
     seeds: Annotated[int, Field(ge=2)] = 10
     false_elimination: Annotated[float, Field(gt=0, lt=1)] = .05
-    max_gap: Annotated[float, Field(gt=0)] = .30
+    max_gap: Annotated[float, Field(gt=0, allow_inf_nan=False)] = .30
 
     @model_validator(mode='after')
     def _check(self) -> 'Race':
@@ -288,13 +296,16 @@ class _Runner:
         return _of_runs(self.sweeps[-1].runs, configs.reshape(len(seeds), len(places)).T)
 
 # %% ../../nbs/sweep/06_race.ipynb #6496cbd4
-def _why(row: pd.Series, done: Climb, threshold: float) -> str:
+def _why(row: pd.Series, done: Climb, race: Race) -> str:
     "The reason of an outcome, with its numbers."
+    threshold = 1 / race.false_elimination
     after = f"after {done.epochs} epochs with {row.seeds} seed{'s' * (row.seeds > 1)}"
     mean, evidence = f"mean {row['mean']:.4f}", f"e-value {math.exp(min(row.log_evidence, 700)):.3g}"
     if row.outcome == FAILED: return f"a run of it failed on rung {done.number + 1}"
     if row.outcome == WORSE: return f"{mean} {after}: worse than the others, {evidence} reaches {threshold:.3g}"
-    if row.outcome == SET_ASIDE: return f"{mean} {after}: {len(done.staying)} of {len(done.table)} went on"
+    if row.outcome == SET_ASIDE:
+        wide = '' if row.gap < race.max_gap else f", its mean gap {row.gap:.3f} is not below {race.max_gap:.3g}"
+        return f"{mean} {after}: {len(done.staying)} of {len(done.table)} went on{wide}"
     if not done.is_last: return f"{mean} {after}: goes on"
     best = done.table['mean'][done.table.outcome == BEST].min()
     above = row['mean'] - best
@@ -304,20 +315,20 @@ def _why(row: pd.Series, done: Climb, threshold: float) -> str:
 # %% ../../nbs/sweep/06_race.ipynb #0ab0b963
 _COLUMNS = ['name', 'outcome', 'rung', 'epochs', 'seeds', 'mean', 'gap', 'log_evidence', 'reason']
 
-def _in_words(done: Climb, names: Sequence[str], false_elimination: float) -> pd.DataFrame:
+def _in_words(done: Climb, race: Race) -> pd.DataFrame:
     "A rung with names and reasons, best first."
+    names = [c.title.rsplit(' s', 1)[0] for c in race.configs()]
     table = done.table.assign(rung=done.number + 1, epochs=done.epochs, name=[names[i] for i in done.table.index])
-    table['reason'] = [_why(row, done, 1 / false_elimination) for _, row in table.iterrows()]
+    table['reason'] = [_why(row, done, race) for _, row in table.iterrows()]
     order = table.assign(rank=table.outcome.map(OUTCOMES.index)).sort_values(['rank', 'mean']).index
     return table.loc[order, _COLUMNS]
 
 def race_table(
     climbs: Sequence[Climb],  # in their order
-    names: Sequence[str],     # of the configurations
-    false_elimination: float, # of the race
+    race: Race,               # of which they are
 ) -> pd.DataFrame:            # one row per configuration, best first
     "What became of each configuration."
-    tables = [_in_words(done, names, false_elimination) for done in climbs]
+    tables = [_in_words(done, race) for done in climbs]
     left = [table if done.is_last else table[table.outcome != STAYS] for table, done in zip(tables, climbs)]
     return pd.concat(left[::-1], ignore_index=True)
 
@@ -377,13 +388,9 @@ def _announced(done: Climb, rungs: int) -> str:
     stay = f"{len(done.staying)} of {len(done.table)} stay"
     return f"rung {done.number + 1} of {rungs}, {done.epochs} epochs: {', '.join([stay, *parts])}"
 
-def _names(race: Race) -> list[str]:
-    "The configurations without their seed."
-    return [c.title.rsplit(' s', 1)[0] for c in race.configs()]
-
 def _record(store: Store, race: Race, done: Climb):
     "Put what was decided beside the sweep of the rung."
-    table = _in_words(done, _names(race), race.false_elimination)
+    table = _in_words(done, race)
     rules = dict(false_elimination=race.false_elimination, max_gap=race.max_gap)
     rows = json.loads(table.to_json(orient='records'))
     content = dict(rung=done.number + 1, epochs=done.epochs, runs=done.trained) | rules | dict(configurations=rows)
@@ -465,7 +472,7 @@ def run_race(
     if fresh: race = _unused(race, tracking_uri)
     runner = _Runner(race, dataset or load_esol(), tracking_uri, cluster, [])
     climbs = _climb(race, runner)
-    table = race_table(climbs, _names(race), race.false_elimination)
+    table = race_table(climbs, race)
     epochs = sum(done.trained * done.epochs for done in climbs)
     whole = len(race.configs()) * race.grid.epochs
     seconds = time.perf_counter() - start
