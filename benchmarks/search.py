@@ -1,13 +1,13 @@
 """Which search is worth it: a thousand replays of each, from histories that are stored once.
 
-    make bench-search                                           # the replays, written to benchmarks/search.md; a minute
+    python benchmarks/search.py --output search.md              # the replays; a minute
     python benchmarks/search.py --optuna 200                    # those of Optuna too, kept beside the histories; half an hour
-    python benchmarks/search.py --train sqlite:///search.db     # the histories again; an hour on two cores, continues
+    python benchmarks/search.py --train sqlite:///search.db --seeds 12-15    # more seeds; four minutes each on two cores, continues
 
-The histories are the default grid with 16 seeds: 162 configurations, 200 epochs each. A replay shuffles the seeds: a search
-sees 10 of them, and the configuration that it picks is judged by the other 6, which nobody has seen. Its regret is its mean
-best_val_rmse over these 6 less that of the configuration whose mean over all 16 is lowest. Epochs are counted as they are
-trained: successive halving, Hyperband and ASHA go on from where they paused; a race begins each rung anew.
+The histories are the default grid with a dozen seeds: 162 configurations, 200 epochs each. A replay shuffles the seeds: a
+search sees 10 of them, and the configuration that it picks is judged by the others, which nobody has seen. Its regret is its
+mean best_val_rmse over these less that of the configuration whose mean over all seeds is lowest. Epochs are counted as they
+are trained: successive halving, Hyperband and ASHA go on from where they paused; a race begins each rung anew.
 """
 import argparse
 import json
@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 HISTORIES = HERE / 'search/histories.npz'
 OPTUNA = HERE / 'search/optuna.json'
 AXES = ['hidden_dim', 'batch_size', 'lr', 'dropout', 'weight_decay']
-SEEDS, SEEN = 16, 10
+SEEN = 10         # seeds that a search may use; the others judge
 STEP = 2e-4       # of the stored errors, log10 mol/L: they are whole numbers of it
 REPLAYS = 1000
 BLUE, GREY, ORANGE, GREEN = '#3b6ea5', '#9a9a9a', '#d8853b', '#4d8a57'
@@ -37,28 +37,39 @@ BLUE, GREY, ORANGE, GREEN = '#3b6ea5', '#9a9a9a', '#d8853b', '#4d8a57'
 
 # --- histories
 
-def train(uri):
+def train(uri, seeds):
     "The runs, seed by seed; what is there already is not trained again."
     import bioai_esol as esol
-    for seed in range(SEEDS):
+    for seed in seeds:
         result = esol.run_sweep(esol.Grid(seed=seed, run_tag='histories'), tracking_uri=uri)
         if len(result.failed): sys.exit(f'{len(result.failed)} runs failed')
         print(f'seed {seed}: {result.seconds:.0f} s', file=sys.stderr)
 
 
-def pack(uri):
-    "The histories of a store as one small file."
+def stored():
+    "What the file holds; nothing before the first time."
+    if not HISTORIES.exists(): return {}
+    with np.load(HISTORIES, allow_pickle=False) as file: return dict(file)
+
+
+def pack(uri, seeds):
+    "Put the histories of a store beside those that are kept already, in a small file."
     import bioai_esol as esol
-    from bioai_esol.training.lineage import machine
-    runs = esol.load_runs('histories', tracking_uri=uri).sort_values([*AXES, 'seed'])
+    runs = esol.load_runs('histories', tracking_uri=uri)
+    runs = runs[runs.seed.isin(seeds)].sort_values([*AXES, 'seed'])
     curves = esol.load_histories(runs, ['val_rmse', 'train_rmse'], tracking_uri=uri)
     wide = curves.pivot(index='run_id', columns=['metric', 'epoch'], values='value').loc[runs.run_id]
-    shape = (-1, SEEDS, wide.shape[1] // 2)
-    def stored(metric): return np.clip(np.rint(wide[metric].to_numpy() / STEP), 0, 65535).astype(np.uint16).reshape(shape)
-    axes = runs[runs.seed == 0][AXES].to_numpy(float)
-    about = dict(code=runs.code_version.iloc[0], data=runs.dataset_version.iloc[0], split=runs.split_digest.iloc[0], **machine('cpu'))
+    shape = (-1, len(seeds), wide.shape[1] // 2)
+    new = {name: np.clip(np.rint(wide[name].to_numpy() / STEP), 0, 65535).astype(np.uint16).reshape(shape) for name in ('val_rmse', 'train_rmse')}
+    new |= dict(seeds=np.array(seeds), axes=runs[runs.seed == seeds[0]][AXES].to_numpy(float))
+    about = dict(data=runs.dataset_version.iloc[0], split=runs.split_digest.iloc[0], processor=runs.processor.iloc[0])
+    before = stored()
+    if before:
+        if json.loads(str(before['about'])) != about or not np.array_equal(before['axes'], new['axes']): sys.exit(f'not those of {HISTORIES}: {about}')
+        if set(seeds) & set(before['seeds'].tolist()): sys.exit(f'some of the seeds {seeds} are in {HISTORIES} already')
+        for name, axis in dict(val_rmse=1, train_rmse=1, seeds=0).items(): new[name] = np.concatenate([before[name], new[name]], axis)
     HISTORIES.parent.mkdir(exist_ok=True)
-    np.savez_compressed(HISTORIES, val_rmse=stored('val_rmse'), train_rmse=stored('train_rmse'), axes=axes, about=json.dumps(about))
+    np.savez_compressed(HISTORIES, about=json.dumps(about), **new)
 
 
 @dataclass
@@ -73,9 +84,9 @@ class Histories:
 
 
 def load():
-    with np.load(HISTORIES, allow_pickle=False) as file:
-        val, training = (file[name].astype(float) * STEP for name in ('val_rmse', 'train_rmse'))
-        return Histories(file['axes'], np.minimum.accumulate(val, axis=2), val - training, json.loads(str(file['about'])))
+    file = stored()
+    val, training = (file[name].astype(float) * STEP for name in ('val_rmse', 'train_rmse'))
+    return Histories(file['axes'], np.minimum.accumulate(val, axis=2), val - training, json.loads(str(file['about'])))
 
 
 # --- searches: each sees the errors (configurations, seeds, epochs) of the seeds that it may use, and gives what it picks and
@@ -83,6 +94,11 @@ def load():
 
 def grid(seen, gap, gen, seeds=1):
     yield seen[:, :seeds, -1].mean(axis=1).argmin(), seen.shape[0] * seeds * seen.shape[2]
+
+
+def grid_below(seen, gap, gen, limit=.3):
+    "What the policy of promotion takes: the lowest error with a gap below the limit."
+    yield np.where(gap[:, 0, -1] < limit, seen[:, 0, -1], np.inf).argmin(), seen.shape[0] * seen.shape[2]
 
 
 def random(seen, gap, gen):
@@ -163,7 +179,7 @@ def asha(seen, gap, gen, eta=3, first=7):
     yield min(reached[-1], key=lambda i: seen[i, 0, -1]), spent
 
 
-def race(seen, gap, gen, max_gap=math.inf, finalists=4, seeds=SEEN, rungs=4):
+def race(seen, gap, gen, max_gap=math.inf, finalists=6, seeds=SEEN, rungs=3):
     "The project's own code. On all rungs but the last the seeds are drawn, and may come again on a later one."
     k, n, epochs = seen.shape
     plan = plan_rungs(k, epochs, rungs, finalists, seeds)
@@ -178,8 +194,9 @@ def race(seen, gap, gen, max_gap=math.inf, finalists=4, seeds=SEEN, rungs=4):
 
 SEARCHES = {
     'grid, one seed': grid, 'grid, two seeds': lambda *a: grid(*a, seeds=2), 'grid, four seeds': lambda *a: grid(*a, seeds=4),
-    'grid, ten seeds': lambda *a: grid(*a, seeds=SEEN), 'random': random, 'best after one epoch': top_after_one,
-    'successive halving': halving, 'Hyperband': hyperband, 'ASHA': asha, 'race': race}
+    'grid, ten seeds': lambda *a: grid(*a, seeds=SEEN), 'grid, one seed, gap below 0.3': grid_below, 'random': random, 'best after one epoch': top_after_one,
+    'successive halving': halving, 'Hyperband': hyperband, 'ASHA': asha, 'race': race,
+    'race, gap below 0.3': lambda *a: race(*a, max_gap=.3)}
 
 
 # --- Optuna's
@@ -226,7 +243,7 @@ def optuna_study(kind, seen, axes, seed):
 def optuna_replay(job):
     kind, replay = job
     histories = load()
-    return optuna_study(kind, histories.best[:, shuffled(replay)[:SEEN]], histories.axes, replay)
+    return optuna_study(kind, histories.best[:, shuffled(replay, histories)[:SEEN]], histories.axes, replay)
 
 
 def run_optuna(replays):
@@ -240,13 +257,13 @@ def run_optuna(replays):
 
 # --- replays
 
-def shuffled(replay): return np.random.default_rng([replay, 1]).permutation(SEEDS)
+def shuffled(replay, histories): return np.random.default_rng([replay, 1]).permutation(histories.best.shape[1])
 
 
 def replays_of(search, histories, n):
     picks = []
     for replay in range(n):
-        seeds = shuffled(replay)[:SEEN]
+        seeds = shuffled(replay, histories)[:SEEN]
         gen = np.random.default_rng([replay, 2])
         picks.append([(int(k), int(spent)) for k, spent in search(histories.best[:, seeds], histories.gap[:, seeds], gen)])
     return picks
@@ -259,7 +276,7 @@ def judged(name, picks, histories):
     for moment in range(max(map(len, picks))):
         there = [(replay, p[moment]) for replay, p in enumerate(picks) if len(p) > moment]
         regrets = np.array([np.mean(histories.last[k, rest] - histories.last[star, rest])
-                            for replay, (k, _) in there for rest in [shuffled(replay)[SEEN:]]])
+                            for replay, (k, _) in there for rest in [shuffled(replay, histories)[SEEN:]]])
         half = 1.96 * regrets.std(ddof=1) / math.sqrt(len(regrets))
         gap = np.mean([histories.gap[k, :, -1].mean() for _, (k, _) in there])
         rows.append(dict(search=name, epochs=np.mean([spent for _, (_, spent) in there]), regret=regrets.mean(), half=half,
@@ -296,7 +313,7 @@ def page(table, histories):
     noise = math.sqrt(histories.last.var(axis=1, ddof=1).mean())
     about = histories.about
     return '\n'.join([
-        f'{k} configurations × {seeds} seeds × {epochs} epochs, trained on {about["processor"]} by code {about["code"][:12]}; a search sees '
+        f'{k} configurations × {seeds} seeds × {epochs} epochs, trained on {about["processor"]}; a search sees '
         f'{SEEN} seeds, {seeds - SEEN} judge. The means of the configurations have a standard deviation of {histories.last.mean(axis=1).std():.3f} '
         f'log10 mol/L, the seeds of one configuration {noise:.3f}. Regret in log10 mol/L, with the 95 % interval of its mean over replays; '
         'the gap is that of the picked configurations at their last epoch.', '',
@@ -317,7 +334,8 @@ COLOURS = {'grid': GREY, 'random': '#56B4E9', 'best after one epoch': '#CC79A7',
 def draw(table, path):
     "Regret against epochs."
     from matplotlib import pyplot as plt
-    lines = table.assign(line=table.search.where(~table.search.str.startswith('grid'), 'grid'))
+    free = table[~table.search.str.contains('gap below')]
+    lines = free.assign(line=free.search.where(~free.search.str.startswith('grid'), 'grid'))
     fig, ax = plt.subplots(figsize=(7.4, 4.2))
     for name, part in lines.groupby('line', sort=False):
         part = part.sort_values('epochs')
@@ -335,14 +353,17 @@ def draw(table, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--train', metavar='URI', help='train the histories in this store, and pack them')
+    parser.add_argument('--train', metavar='URI', help='train histories in this store, and add them to those that are kept')
+    parser.add_argument('--seeds', default='0-11', metavar='A-B', help='with which seeds (default %(default)s)')
     parser.add_argument('--optuna', metavar='N', type=int, help='replay the searches of Optuna N times, and keep what they pick')
     parser.add_argument('--output', type=Path, metavar='FILE', help='write the page there instead of printing it')
     parser.add_argument('--figure', type=Path, metavar='PNG', help='and the figure there')
     args = parser.parse_args()
     if args.train:
-        train(args.train)
-        pack(args.train)
+        first, last = map(int, args.seeds.split('-'))
+        seeds = list(range(first, last + 1))
+        train(args.train, seeds)
+        pack(args.train, seeds)
     if args.optuna: run_optuna(args.optuna)
     if not HISTORIES.exists(): sys.exit(f'{HISTORIES} is not there: --train makes it')
     histories = load()

@@ -198,9 +198,9 @@ class Race(Settings):
     ----------
     grid : Grid
         The configurations, of networks. Its `seed` is the first that is used; the others follow it.
-    rungs : int, default 4
+    rungs : int, default 3
         How often configurations leave, at most, the last rung included.
-    finalists : int, default 4
+    finalists : int, default 6
         Configurations that are trained to the end.
     seeds : int, default 10
         Of each finalist that is not worse after half of them.
@@ -220,15 +220,15 @@ class Race(Settings):
     >>> import bioai_esol as esol
     >>> race = esol.Race(grid=esol.Grid(run_tag='race'))
     >>> race.plan()[0]
-    Rung(configurations=162, epochs=25, seeds=2)
+    Rung(configurations=162, epochs=50, seeds=1)
 
     See Also
     --------
     run_race : runs it.
     """
     grid: Grid
-    rungs: Annotated[int, Field(ge=2, le=8)] = 4
-    finalists: Annotated[int, Field(ge=2)] = 4
+    rungs: Annotated[int, Field(ge=2, le=8)] = 3
+    finalists: Annotated[int, Field(ge=2)] = 6
     seeds: Annotated[int, Field(ge=2)] = 10
     false_elimination: Annotated[float, Field(gt=0, lt=1)] = .05
     max_gap: Annotated[float, Field(gt=0, allow_inf_nan=False)] = .30

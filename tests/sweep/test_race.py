@@ -137,7 +137,7 @@ def test_on_the_command_line(tmp_path):
     assert process.returncode == 130 and 'the same command continues the sweep' in err and 'Traceback' not in err
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert 'race of 27 configurations on esol (1,128 molecules)' in done.stdout and '  rung 4: 4 configurations × 10 seeds × 8 epochs' in done.stdout
+    assert 'race of 27 configurations on esol (1,128 molecules)' in done.stdout and '  rung 3: 6 configurations × 10 seeds × 8 epochs' in done.stdout
     assert done.stdout.splitlines()[-1] == 'next: bioai-esol promote --run-tag race --min-seeds 10'
     promoted = subprocess.run([PROGRAM, 'promote', '--run-tag', 'race', '--min-seeds', '10', '--gap-threshold', '9', '--r2-tolerance', '.99', '--allow-dirty'],
                               cwd=tmp_path, capture_output=True, text=True)
