@@ -173,13 +173,12 @@ def _train_or_sweep(args) -> int:
 def _race(args, grid, dataset) -> int:
     if args.preset: _wrong_use('--race and --preset: a preset trains every model that its ensemble needs; give one')
     from bioai_esol.errors import without_password
-    from bioai_esol.sweep.grid import expected_seconds, in_words
-    from bioai_esol.sweep.race import Race, run_race
+    from bioai_esol.sweep.grid import in_words
+    from bioai_esol.sweep.race import expected_race_seconds, Race, run_race
     if 'run_tag' not in grid.model_fields_set: grid = grid.model_copy(update=dict(run_tag='race'))
     race = Race(grid=grid)
     plan = race.plan()
-    share = sum(rung.cost for rung in plan) / (len(grid) * grid.epochs)
-    who = f"{_plural(grid.workers, 'worker')}: about {in_words(share * expected_seconds(grid, len(dataset)))}"
+    who = f"{_plural(grid.workers, 'worker')}: about {in_words(expected_race_seconds(race, len(dataset)))}"
     if _is_address(args): who = f"by the workers of {args.cluster}"
     with _cluster(args, grid.workers) as cluster:
         print(f"race of {_plural(len(grid), 'configuration')} on {dataset.name} ({len(dataset):,} molecules), "

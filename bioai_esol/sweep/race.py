@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BEST', 'STAYS', 'SET_ASIDE', 'WORSE', 'FAILED', 'OUTCOMES', 'Rung', 'plan_rungs', 'evidence_against', 'Trained',
-           'judge', 'Climb', 'climb', 'Race', 'rung_tag', 'rung_grid', 'race_table', 'RaceResult', 'run_race']
+           'judge', 'Climb', 'climb', 'Race', 'rung_tag', 'rung_grid', 'expected_race_seconds', 'race_table',
+           'RaceResult', 'run_race']
 
 # %% ../../nbs/sweep/06_race.ipynb #352acd6c
 import json, math, sys, time
@@ -26,7 +27,7 @@ from ..store.client import connect, Store
 from ..store.runs import RUNG_SUFFIX, search
 from ..store.writer import attach
 from .cluster import Cluster
-from .grid import Chosen, Grid, settings_of
+from .grid import Chosen, expected_seconds, Grid, settings_of
 from .runner import run_sweep, SweepResult, unused_run_tag
 from ..training.config import TrainConfig
 
@@ -271,6 +272,18 @@ def rung_grid(
     first = race.grid.seed[0]
     return Chosen(**settings_of(chosen), seed=tuple(first + s for s in seeds), run_tag=rung_tag(race, number),
                   workers=race.grid.workers, device=race.grid.device)
+
+# %% ../../nbs/sweep/06_race.ipynb #28b57629
+def expected_race_seconds(
+    race: Race,      # to be run
+    molecules: int,  # in the table
+) -> float:
+    "How long a race takes on a laptop, to about a factor of two: few configurations of one seed share a block."
+    n = len(race.configs())
+    def rung_seconds(number, rung):
+        places = np.linspace(0, n - 1, rung.configurations).astype(int)
+        return expected_seconds(rung_grid(race, number, places, range(rung.seeds)), molecules)
+    return sum(rung_seconds(number, rung) for number, rung in enumerate(race.plan()))
 
 # %% ../../nbs/sweep/06_race.ipynb #86031d99
 def _of_runs(runs: pd.DataFrame, digests: np.ndarray) -> Trained:  # (configurations, seeds)
