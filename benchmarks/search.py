@@ -26,7 +26,7 @@ from bioai_esol.sweep.race import BEST, climb, plan_rungs, Trained
 
 matplotlib.use('Agg')
 HERE = Path(__file__).resolve().parent
-HISTORIES = HERE / 'search/histories.npz'
+HISTORIES = HERE / 'search'   # a file for each batch of seeds, and nothing is ever rewritten
 OPTUNA = HERE / 'search/optuna.json'
 AXES = ['hidden_dim', 'batch_size', 'lr', 'dropout', 'weight_decay']
 SEEN = 10         # seeds that a search may use; the others judge
@@ -46,30 +46,19 @@ def train(uri, seeds):
         print(f'seed {seed}: {result.seconds:.0f} s', file=sys.stderr)
 
 
-def stored():
-    "What the file holds; nothing before the first time."
-    if not HISTORIES.exists(): return {}
-    with np.load(HISTORIES, allow_pickle=False) as file: return dict(file)
-
-
 def pack(uri, seeds):
-    "Put the histories of a store beside those that are kept already, in a small file."
+    "The histories of a store as a small file of their own."
     import bioai_esol as esol
     runs = esol.load_runs('histories', tracking_uri=uri)
     runs = runs[runs.seed.isin(seeds)].sort_values([*AXES, 'seed'])
     curves = esol.load_histories(runs, ['val_rmse', 'train_rmse'], tracking_uri=uri)
     wide = curves.pivot(index='run_id', columns=['metric', 'epoch'], values='value').loc[runs.run_id]
     shape = (-1, len(seeds), wide.shape[1] // 2)
-    new = {name: np.clip(np.rint(wide[name].to_numpy() / STEP), 0, 65535).astype(np.uint16).reshape(shape) for name in ('val_rmse', 'train_rmse')}
-    new |= dict(seeds=np.array(seeds), axes=runs[runs.seed == seeds[0]][AXES].to_numpy(float))
+    errors = {name: np.clip(np.rint(wide[name].to_numpy() / STEP), 0, 65535).astype(np.uint16).reshape(shape) for name in ('val_rmse', 'train_rmse')}
     about = dict(data=runs.dataset_version.iloc[0], split=runs.split_digest.iloc[0], processor=runs.processor.iloc[0])
-    before = stored()
-    if before:
-        if json.loads(str(before['about'])) != about or not np.array_equal(before['axes'], new['axes']): sys.exit(f'not those of {HISTORIES}: {about}')
-        if set(seeds) & set(before['seeds'].tolist()): sys.exit(f'some of the seeds {seeds} are in {HISTORIES} already')
-        for name, axis in dict(val_rmse=1, train_rmse=1, seeds=0).items(): new[name] = np.concatenate([before[name], new[name]], axis)
-    HISTORIES.parent.mkdir(exist_ok=True)
-    np.savez_compressed(HISTORIES, about=json.dumps(about), **new)
+    HISTORIES.mkdir(exist_ok=True)
+    np.savez_compressed(HISTORIES / f'seeds-{seeds[0]}-{seeds[-1]}.npz', about=json.dumps(about), seeds=np.array(seeds),
+                        axes=runs[runs.seed == seeds[0]][AXES].to_numpy(float), **errors)
 
 
 @dataclass
@@ -84,9 +73,18 @@ class Histories:
 
 
 def load():
-    file = stored()
-    val, training = (file[name].astype(float) * STEP for name in ('val_rmse', 'train_rmse'))
-    return Histories(file['axes'], np.minimum.accumulate(val, axis=2), val - training, json.loads(str(file['about'])))
+    "All batches as one."
+    batches = []
+    for path in sorted(HISTORIES.glob('seeds-*.npz')):
+        with np.load(path, allow_pickle=False) as file: batches.append(dict(file))
+    if not batches: sys.exit(f'no histories in {HISTORIES}: --train makes them')
+    first = batches[0]
+    if any(str(b['about']) != str(first['about']) or not np.array_equal(b['axes'], first['axes']) for b in batches):
+        sys.exit(f'the histories in {HISTORIES} are not of one kind of processor, table and grid')
+    seeds = np.concatenate([b['seeds'] for b in batches]).tolist()
+    if len(set(seeds)) < len(seeds): sys.exit(f'some seeds are in two files in {HISTORIES}')
+    val, training = (np.concatenate([b[name] for b in batches], axis=1) * STEP for name in ('val_rmse', 'train_rmse'))
+    return Histories(first['axes'], np.minimum.accumulate(val, axis=2), val - training, json.loads(str(first['about'])))
 
 
 # --- searches: each sees the errors (configurations, seeds, epochs) of the seeds that it may use, and gives what it picks and
@@ -354,7 +352,7 @@ def draw(table, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--train', metavar='URI', help='train histories in this store, and add them to those that are kept')
-    parser.add_argument('--seeds', default='0-11', metavar='A-B', help='with which seeds (default %(default)s)')
+    parser.add_argument('--seeds', default='0-11', metavar='A-B', help='with which seeds, that are not there yet (default %(default)s)')
     parser.add_argument('--optuna', metavar='N', type=int, help='replay the searches of Optuna N times, and keep what they pick')
     parser.add_argument('--output', type=Path, metavar='FILE', help='write the page there instead of printing it')
     parser.add_argument('--figure', type=Path, metavar='PNG', help='and the figure there')
@@ -365,8 +363,8 @@ def main():
         train(args.train, seeds)
         pack(args.train, seeds)
     if args.optuna: run_optuna(args.optuna)
-    if not HISTORIES.exists(): sys.exit(f'{HISTORIES} is not there: --train makes it')
     histories = load()
+    if histories.best.shape[1] <= SEEN: sys.exit(f'a search sees {SEEN} seeds, and there are {histories.best.shape[1]}: --train makes more')
     table = everything(histories)
     text = page(table, histories)
     if args.output: args.output.write_text(text)
