@@ -95,7 +95,9 @@ class Trained:
     gaps: np.ndarray     # (configurations, seeds) final generalisation gap
     failed: np.ndarray   # (configurations,) did one of its runs fail?
 
-    def means(self, of: np.ndarray) -> np.ndarray:  # (configurations,)
+    def means(self,
+              of: np.ndarray,  # (configurations, seeds) `errors` or `gaps`
+    ) -> np.ndarray:           # (configurations,)
         "Over seeds; nan where a run failed."
         sums = np.where(np.isfinite(of), of, 0).sum(axis=1)
         counts = np.maximum(np.isfinite(of).sum(axis=1), 1)
@@ -251,7 +253,7 @@ class Race(Settings):
 
 # %% ../../nbs/sweep/06_race.ipynb #e55fa621
 def rung_tag(
-    race: Race,
+    race: Race,    # whose
     number: int,   # of the rung, from 0
 ) -> str:
     "The run tag of a rung: the last one has that of the race."
@@ -259,7 +261,7 @@ def rung_tag(
     return race.grid.run_tag if is_last else f'{race.grid.run_tag}{RUNG_SUFFIX}{number + 1}'
 
 def rung_grid(
-    race: Race,
+    race: Race,               # whose
     number: int,              # of the rung, from 0
     places: Sequence[int],    # of configurations in `race.configs()`
     seeds: Sequence[int],     # by number, from 0
