@@ -268,7 +268,7 @@ def _repeated(grid: 'Repeats') -> tuple[str, dict[str, str], str]:
 # %% ../../nbs/sweep/01_grid.ipynb #8a3f1b0c
 class Chosen(Grid):
     "Some configurations, each with every seed; its axes hold the values that they have."
-    chosen: Annotated[tuple[TrainConfig, ...], Field(min_length=1, exclude=True)]
+    chosen: Annotated[tuple[TrainConfig, ...], Field(min_length=1, exclude=True)]  # their own seed is not used
 
     def configs(self) -> list[TrainConfig]:
         "Every configuration, once with each seed."

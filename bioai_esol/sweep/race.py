@@ -132,7 +132,7 @@ class Climb:
     number: int          # from 0
     epochs: int          # of each run
     trained: int         # runs
-    is_last: bool
+    is_last: bool        # were these the finalists?
     table: pd.DataFrame  # of `judge`, with the configurations' places in the grid as index
 
     @property
