@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {  # public name: the module that defines it
     'Dataset': 'chem.dataset', 'load_esol': 'chem.dataset', 'load_table': 'chem.dataset',
-    'Grid': 'sweep.grid', 'Repeats': 'sweep.grid', 'Race': 'sweep.race', 'run_race': 'sweep.race',
+    'Grid': 'sweep.grid', 'Race': 'sweep.race', 'run_race': 'sweep.race',
     'run_sweep': 'sweep.runner', 'run_preset': 'sweep.ensemble', 'best_ensemble': 'sweep.ensemble',
     'sweeps': 'store.runs', 'load_runs': 'store.runs', 'load_histories': 'store.runs', 'load_predictions': 'store.runs',
     'look': 'analysis.look', 'explore': 'analysis.interactive', 'advice': 'analysis.advice',
@@ -33,18 +33,20 @@ _HOME = {  # public name: the module that defines it
 
 _LAB = ('anywidget', 'ipywidgets', 'itables')  # what only the extra `lab` installs
 
-_FORMERLY = {'load_csv': 'load_table'}  # works, and is offered no more
+_FORMERLY = {  # work, and are offered no more: module and name
+    'load_csv': ('chem.dataset', 'load_table'), 'Repeats': ('sweep.grid', 'Repeats')}
 
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
     "Import a public name when it is first asked for: PyTorch, RDKit and MLflow take seconds."
+    from importlib import import_module
     if name in _FORMERLY:
-        return __getattr__(_FORMERLY[name])
+        module, now = _FORMERLY[name]
+        return getattr(import_module(f'{__name__}.{module}'), now)
     if name not in _HOME:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from importlib import import_module
     try:
         value = getattr(import_module(f'{__name__}.{_HOME[name]}'), name)
     except ModuleNotFoundError as e:
@@ -85,6 +87,6 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from .store.runs import load_histories as load_histories, load_predictions as load_predictions
     from .store.runs import load_runs as load_runs, sweeps as sweeps
     from .sweep.ensemble import best_ensemble as best_ensemble, run_preset as run_preset
-    from .sweep.grid import Grid as Grid, Repeats as Repeats
+    from .sweep.grid import Grid as Grid
     from .sweep.race import Race as Race, run_race as run_race
     from .sweep.runner import run_sweep as run_sweep

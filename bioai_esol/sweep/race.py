@@ -472,7 +472,7 @@ def run_race(
     Examples
     --------
     >>> import bioai_esol as esol
-    >>> grid = esol.Grid(hidden_dim=8, lr=(1e-2, 3e-3, 1e-3), batch_size=64, epochs=8, run_tag='short race')
+    >>> grid = esol.Grid(hidden_dim=8, lr=(1e-2, 3e-3, 1e-3), batch_size=64, epochs=8, run_tag='short')
     >>> result = esol.run_race(esol.Race(grid=grid, rungs=2, finalists=2, seeds=2))
     >>> result.table.outcome[0]
     'best'

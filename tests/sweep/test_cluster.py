@@ -145,10 +145,17 @@ def test_workers_and_nannies_are_killed(dask, tmp_path, undisturbed):
     assert table(result.runs).equals(undisturbed)
 
 
+def prepared(folder):
+    "A store with its experiment: a scheduler may go before a sweep would make it."
+    uri = fresh(folder)
+    connect(uri, create=True)
+    return uri
+
+
 def test_schedulers_are_killed(dask, tmp_path, undisturbed):
     "Ten of them: each time one line, nothing that goes on, and the same call continues."
     moments = random.Random(2)
-    uri = fresh(tmp_path)
+    uri = prepared(tmp_path)
     killed = 0
     while killed < 10:
         dask.scheduler()
@@ -158,7 +165,7 @@ def test_schedulers_are_killed(dask, tmp_path, undisturbed):
         try:
             run_sweep(grid(), tracking_uri=uri, cluster=dask.address)
             if len(all_runs(uri)) == 16:
-                uri = fresh(tmp_path)
+                uri = prepared(tmp_path)
         except BioaiError as e:
             assert str(e).startswith(('the scheduler at ', f'no Dask scheduler answers at {dask.address}')), e
             assert not set(runs_table(connect(uri), 'small').get('status', ())) & {'RUNNING'}
