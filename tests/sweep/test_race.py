@@ -128,7 +128,7 @@ def test_a_configuration_that_diverges_leaves(tmp_path):
 
 def test_on_the_command_line(tmp_path):
     command = [PROGRAM, 'sweep', '--race', '--hidden-dim', '8', '--batch-size', '64', '--epochs', '8']
-    fresh(tmp_path)
+    connect(fresh(tmp_path), create=True)
     process = subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     wait_until(lambda: len(runs_table(connect(uri_of(tmp_path)), 'race.rung1')) > 0, process)
