@@ -32,6 +32,8 @@ from rdkit import Chem, RDLogger
 from rdkit.Chem import Descriptors
 from scipy.stats import binomtest
 
+from md_table import table
+
 from bioai_esol.chem.dataset import Dataset, load_esol, load_table
 from bioai_esol.chem.molecules import canonical_smiles
 from bioai_esol.chem.split import scaffold_split, Split
@@ -51,12 +53,6 @@ ONE_THREAD = dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', OPENBLAS_NUM_THREADS
 
 
 # --- tables
-
-def table(header: list[str], rows: list[list]) -> str:
-    lines = [list(map(str, row)) for row in (header, ['---'] * len(header), *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join('| ' + ' | '.join(cell.ljust(w) for cell, w in zip(line, widths)) + ' |' for line in lines)
-
 
 def held(part: pd.DataFrame) -> str:
     "How often intervals hold the measured value, with the exact 95 % interval of that share."

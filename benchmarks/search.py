@@ -2,14 +2,15 @@
 
     python benchmarks/search.py --output search.md              # the replays; a minute
     python benchmarks/search.py --optuna 200                    # those of Optuna too, kept beside the histories; half an hour
-    python benchmarks/search.py --train sqlite:///search.db --seeds 12-15    # more seeds; four minutes each on two cores, continues
+    python benchmarks/search.py --train sqlite:///search.db --seeds 8-15     # more seeds; some minutes each on two cores, continues
 
-The histories are the default grid with a dozen seeds: 162 configurations, 200 epochs each. A replay shuffles the seeds: a
+The histories are the default grid with several seeds: 162 configurations, 200 epochs each. A replay shuffles the seeds: a
 search sees 10 of them, and the configuration that it picks is judged by the others, which nobody has seen. Its regret is its
 mean best_val_rmse over these less that of the configuration whose mean over all seeds is lowest. Epochs are counted as they
 are trained: successive halving, Hyperband and ASHA go on from where they paused; a race begins each rung anew.
 """
 import argparse
+import functools
 import json
 import math
 import sys
@@ -21,6 +22,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+
+from md_table import table as table_of
 
 from bioai_esol.sweep.race import BEST, climb, plan_rungs, Trained
 
@@ -72,6 +75,7 @@ class Histories:
     def last(self): return self.best[:, :, -1]  # (configurations, seeds) what a run to the end says
 
 
+@functools.cache
 def load():
     "All batches as one."
     batches = []
@@ -113,39 +117,33 @@ def top_after_one(seen, gap, gen):
         yield order[seen[order[:n], 0, -1].argmin()], k + n * (epochs - 1)
 
 
-def halving(seen, gap, gen, eta=3):
-    "Successive halving of the whole grid, for several lengths of the first rung."
-    k, _, epochs = seen.shape
-    for first in (2, 7, 22, 67):
-        left, at, spent = np.arange(k), first, k * first
-        while at < epochs:
-            left = left[seen[left, 0, at - 1].argsort(kind='stable')][:max(1, math.ceil(len(left) / eta))]
-            after = min(epochs, at * eta)
-            spent += len(left) * (after - at)
-            at = after
-        yield left[seen[left, 0, -1].argmin()], spent
-
-
-def bracket(seen, gen, n, first, eta):
-    "One of Hyperband's: the best of `n` drawn configurations, and what it cost."
-    k, _, epochs = seen.shape
-    left, at, spent = gen.permutation(k)[:n], first, min(n, k) * first
+def halved(seen, left, at, keep, eta):
+    "The best of some configurations, of which `keep` of them go on from rung to rung, and what it cost."
+    epochs = seen.shape[2]
+    spent = len(left) * at
     while at < epochs:
-        left = left[seen[left, 0, at - 1].argsort(kind='stable')][:max(1, len(left) // eta)]
+        left = left[seen[left, 0, at - 1].argsort(kind='stable')][:max(1, keep(len(left)))]
         after = min(epochs, at * eta)
         spent += len(left) * (after - at)
         at = after
     return left[seen[left, 0, -1].argmin()], spent
 
 
+def halving(seen, gap, gen, eta=3):
+    "Successive halving of the whole grid, for several lengths of the first rung."
+    k = seen.shape[0]
+    for first in (2, 7, 22, 67):
+        yield halved(seen, np.arange(k), first, lambda n: math.ceil(n / eta), eta)
+
+
 def hyperband(seen, gap, gen, eta=3):
-    epochs = seen.shape[2]
+    k, _, epochs = seen.shape
     depth = int(math.log(epochs / 2, eta))
     brackets = [(math.ceil((depth + 1) / (s + 1) * eta ** s), max(1, round(epochs / eta ** s))) for s in range(depth, -1, -1)]
     pick, lowest, spent = None, np.inf, 0
     for repetition in range(1, 9):
         for n, first in brackets:
-            best, cost = bracket(seen, gen, n, first, eta)
+            best, cost = halved(seen, gen.permutation(k)[:n], first, lambda left: left // eta, eta)
             spent += cost
             if seen[best, 0, -1] < lowest: pick, lowest = best, seen[best, 0, -1]
         if repetition in (1, 2, 4, 8): yield pick, spent
@@ -315,14 +313,8 @@ def page(table, histories):
         f'{SEEN} seeds, {seeds - SEEN} judge. The means of the configurations have a standard deviation of {histories.last.mean(axis=1).std():.3f} '
         f'log10 mol/L, the seeds of one configuration {noise:.3f}. Regret in log10 mol/L, with the 95 % interval of its mean over replays; '
         'the gap is that of the picked configurations at their last epoch.', '',
-        'For the price of the grid, or less:', '', markdown(header, rows[0]), '', 'For more:', '', markdown(header, rows[1]), '',
+        'For the price of the grid, or less:', '', table_of(header, rows[0]), '', 'For more:', '', table_of(header, rows[1]), '',
         f'The race leaves {raced.regret / at_once.regret:.0%} of the regret of the grid with one seed.', ''])
-
-
-def markdown(header, rows):
-    lines = [list(map(str, row)) for row in (header, ['---'] * len(header), *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join('| ' + ' | '.join(cell.ljust(w) for cell, w in zip(line, widths)) + ' |' for line in lines)
 
 
 COLOURS = {'grid': GREY, 'random': '#56B4E9', 'best after one epoch': '#CC79A7', 'successive halving': GREEN, 'Hyperband': ORANGE, 'ASHA': '#8c6d31',
@@ -352,7 +344,7 @@ def draw(table, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--train', metavar='URI', help='train histories in this store, and add them to those that are kept')
-    parser.add_argument('--seeds', default='0-11', metavar='A-B', help='with which seeds, that are not there yet (default %(default)s)')
+    parser.add_argument('--seeds', default='8-15', metavar='A-B', help='with which seeds, that are not there yet (default %(default)s)')
     parser.add_argument('--optuna', metavar='N', type=int, help='replay the searches of Optuna N times, and keep what they pick')
     parser.add_argument('--output', type=Path, metavar='FILE', help='write the page there instead of printing it')
     parser.add_argument('--figure', type=Path, metavar='PNG', help='and the figure there')

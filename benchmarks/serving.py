@@ -38,6 +38,8 @@ import psutil
 from rdkit import Chem, RDLogger
 from rdkit.Chem import Descriptors
 
+from md_table import table
+
 from bioai_esol.chem.dataset import load_esol
 from bioai_esol.models.kaxis import one_thread
 from bioai_esol.registry.journal import MODEL, snapshot
@@ -51,12 +53,6 @@ EXTERNAL = HERE.parent.parent / 'shared/data/aqsoldb_external.csv'
 PROGRAM = Path(sys.executable).with_name('bioai-esol')
 BLUE, GREY, ORANGE = '#3b6ea5', '#9a9a9a', '#d8853b'
 EASY = ['--gap-threshold', '3', '--r2-tolerance', '0.99', '--regression-tolerance', '0.9', '--allow-dirty']
-
-
-def table(header, rows):
-    lines = [list(map(str, row)) for row in (header, ['---'] * len(header), *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join('| ' + ' | '.join(cell.ljust(w) for cell, w in zip(line, widths)) + ' |' for line in lines)
 
 
 def say(text): print(text, file=sys.stderr, flush=True)

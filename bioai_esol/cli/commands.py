@@ -148,20 +148,25 @@ def _cluster(args, workers: int):
         yield jobs
 
 # %% ../../nbs/cli/02_commands.ipynb #7f0c1b02
+def _who(args, grid, seconds: float) -> str:
+    "Who trains; and how long, where that is known."
+    from bioai_esol.sweep.grid import in_words
+    if _is_address(args): return f"by the workers of {args.cluster}"
+    return f"{_plural(grid.workers, 'worker')}: about {in_words(seconds)}"
+
 def _train_or_sweep(args) -> int:
     grid = _grid(args)
     dataset = _dataset(args)
     if args.command == 'train' and len(grid) > 1:
         _wrong_use("train takes one value per option; 'bioai-esol sweep' takes lists")
     if getattr(args, 'race', False): return _race(args, grid, dataset)
-    from bioai_esol.sweep.grid import expected_seconds, in_words, preset_grid
+    from bioai_esol.sweep.grid import expected_seconds, preset_grid
     from bioai_esol.sweep.runner import run_sweep
     from bioai_esol.models.architectures import ARCHITECTURES
     if getattr(args, 'preset', None): grid = preset_grid(args.preset, len(dataset), **_settings(args))
     in_epochs = any(ARCHITECTURES[name].is_network for name in grid.architecture)
     epochs = f" of {_plural(grid.epochs, 'epoch')}" if in_epochs else ''
-    who = f"{_plural(grid.workers, 'worker')}: about {in_words(expected_seconds(grid, len(dataset)))}"
-    if _is_address(args): who = f"by the workers of {args.cluster}"
+    who = _who(args, grid, expected_seconds(grid, len(dataset)))
     with _cluster(args, grid.workers) as cluster:
         print(f"{_plural(len(grid), 'run')}{epochs} on {dataset.name} ({len(dataset):,} molecules), "
               f"run tag {grid.run_tag!r}, {who}", flush=True)
@@ -173,13 +178,11 @@ def _train_or_sweep(args) -> int:
 def _race(args, grid, dataset) -> int:
     if args.preset: _wrong_use('--race and --preset: a preset trains every model that its ensemble needs; give one')
     from bioai_esol.errors import without_password
-    from bioai_esol.sweep.grid import in_words
     from bioai_esol.sweep.race import expected_race_seconds, Race, run_race
     if 'run_tag' not in grid.model_fields_set: grid = grid.model_copy(update=dict(run_tag='race'))
     race = Race(grid=grid)
     plan = race.plan()
-    who = f"{_plural(grid.workers, 'worker')}: about {in_words(expected_race_seconds(race, len(dataset)))}"
-    if _is_address(args): who = f"by the workers of {args.cluster}"
+    who = _who(args, grid, expected_race_seconds(race, len(dataset)))
     with _cluster(args, grid.workers) as cluster:
         print(f"race of {_plural(len(grid), 'configuration')} on {dataset.name} ({len(dataset):,} molecules), "
               f"run tag {grid.run_tag!r}, {who}", flush=True)

@@ -193,7 +193,7 @@ def load_observations(
     store: Store,  # an open store
 ) -> Observations:
     "Every observation of a store; raises `StoreError` when one cannot be read, because evidence must not lack any."
-    runs = [run for run in search(store, kind=KIND) if run.info.status == 'FINISHED' and whole_tag(run, 'sequence')]
+    runs = [run for run in search(store, 'FINISHED', kind=KIND) if whole_tag(run, 'sequence')]
     runs.sort(key=lambda run: (whole_tag(run, 'sequence'), run.info.run_id))
     with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
         parts = list(pool.map(lambda run: _fetch(store, run.info.run_id, run.data.tags.get('digest', '')), runs))

@@ -82,10 +82,10 @@ def retrain(
 # %% ../../nbs/registry/04_promotion.ipynb #ef7f105d
 def _close_orphans(store: Store):
     "Close the retrainings whose process is gone."
-    for run in search(store, kind='retraining'):
+    for run in search(store, 'RUNNING', kind='retraining'):
         pid = whole_tag(run, 'pid')
         alive = pid is None or process_alive(run.data.tags['host'], pid)
-        if run.info.status == 'RUNNING' and not alive: fail_run(store, run.info.run_id, _INTERRUPTED, 'KILLED')
+        if not alive: fail_run(store, run.info.run_id, _INTERRUPTED, 'KILLED')
 
 def _same_conditions(run: dict, code: dict[str, str]) -> bool:
     "Did this code train the run, on this machine?"

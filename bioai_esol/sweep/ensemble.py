@@ -378,8 +378,8 @@ def _single_runs(store: Store, run_tag: str) -> list[dict]:
 
 def _existing(store: Store, run_tag: str, ids: Sequence[str]) -> dict | None:
     "The finished ensemble of these runs, if there is one."
-    made = search(store, run_tag=run_tag, kind='run', member_runs=_named(ids))
-    return next((run_row(store, r.info.run_id) for r in made if r.info.status == 'FINISHED'), None)
+    made = search(store, 'FINISHED', run_tag=run_tag, kind='run', member_runs=_named(ids))
+    return next((run_row(store, r.info.run_id) for r in made), None)
 
 # %% ../../nbs/sweep/05_ensemble.ipynb #2e6a0e1b
 def _best_of(store: Store, single: list[dict], run_tag: str, start: float) -> tuple[dict, pd.DataFrame]:

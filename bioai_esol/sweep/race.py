@@ -104,6 +104,10 @@ class Trained:
         return np.where(self.failed, np.nan, sums / counts)
 
 # %% ../../nbs/sweep/06_race.ipynb #e7b544bc
+def _best_first(table: pd.DataFrame, max_gap: float) -> pd.Index:
+    "By error, after those whose gap is not too wide."
+    return table.assign(wide=~(table.gap < max_gap)).sort_values(['wide', 'mean']).index
+
 def judge(
     trained: Trained,             # on one rung
     room: int,                    # of the next rung
@@ -118,8 +122,7 @@ def judge(
                               gap=trained.means(trained.gaps), log_evidence=log_e.max(axis=1)))
     accused = alarm_look(log_e, false_elimination) < np.inf
     worse = sound & accused & (table['mean'] > table['mean'].min()).to_numpy()
-    order = table.assign(late=worse | trained.failed, wide=~(table.gap < max_gap)).sort_values(['late', 'wide', 'mean'])
-    staying = order.index[:room][~order.late[:room].to_numpy()]
+    staying = _best_first(table[~(worse | trained.failed)], max_gap)[:room]
     outcomes = np.select([trained.failed, worse, table.index.isin(staying)], [FAILED, WORSE, STAYS], SET_ASIDE)
     return table.assign(outcome=outcomes)
 
@@ -154,9 +157,8 @@ def _beside(before: Trained | None, new: Trained, places: np.ndarray) -> Trained
 # %% ../../nbs/sweep/06_race.ipynb #2fa8068a
 def _with_best(table: pd.DataFrame, max_gap: float) -> pd.DataFrame:
     "The same, with the one that has won."
-    staying = table[table.outcome == STAYS]
-    order = staying.assign(wide=~(staying.gap < max_gap)).sort_values(['wide', 'mean'])
-    return table.assign(outcome=table.outcome.mask(table.index.isin(order.index[:1]), BEST))
+    first = _best_first(table[table.outcome == STAYS], max_gap)[:1]
+    return table.assign(outcome=table.outcome.mask(table.index.isin(first), BEST))
 
 def _last_rung(entrants: np.ndarray, rung: Rung, first_seed: int, number: int, train: _Train, rules: dict) -> Climb:
     "Two portions of seeds; what is worse after the first has no second."

@@ -102,6 +102,13 @@ def all_runs(uri):
     return runs[runs.status == 'FINISHED']
 
 
+def prepared(folder):
+    "A store with its experiment: a scheduler may go before a sweep would make it."
+    uri = fresh(folder)
+    connect(uri, create=True)
+    return uri
+
+
 def test_the_table_of_a_cluster_is_that_of_this_machine(dask, tmp_path, undisturbed):
     dask.scheduler()
     workers = [dask.worker(), dask.worker()]
@@ -145,13 +152,6 @@ def test_workers_and_nannies_are_killed(dask, tmp_path, undisturbed):
     assert table(result.runs).equals(undisturbed)
 
 
-def prepared(folder):
-    "A store with its experiment: a scheduler may go before a sweep would make it."
-    uri = fresh(folder)
-    connect(uri, create=True)
-    return uri
-
-
 def test_schedulers_are_killed(dask, tmp_path, undisturbed):
     "Ten of them: each time one line, nothing that goes on, and the same call continues."
     moments = random.Random(2)
@@ -183,8 +183,7 @@ def test_a_scheduler_that_goes_is_one_line(dask, tmp_path):
     "On the command line, without a traceback of Dask's; and no run stays open."
     dask.scheduler()
     dask.worker()
-    uri = fresh(tmp_path)
-    connect(uri, create=True)
+    uri = prepared(tmp_path)
     process = subprocess.Popen([PROGRAM, 'sweep', '--hidden-dim', '8', '--epochs', '20000', '--cluster', dask.address], cwd=tmp_path, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_until(lambda: len(runs_table(connect(uri), 'grid_sweep')), process)
@@ -277,20 +276,19 @@ def test_other_code_takes_no_part(dask, tmp_path):
     assert set(runs.status) == {'FINISHED'} and runs.worker.nunique() == 1
 
 
-def long_sweep(address, folder):
-    "Hours of training, in a process that hears Ctrl-C."
-    return subprocess.Popen([PROGRAM, 'sweep', '--hidden-dim', '8', '--batch-size', '16', '--weight-decay', '0', '--epochs', '20000', '--run-tag', 'long',
-                             '--cluster', address], cwd=folder, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+def long_sweep(dask, folder):
+    "Hours of training by two workers, in a process that hears Ctrl-C; the store, the process, how its sweep stands."
+    uri = prepared(folder)
+    dask.scheduler()
+    dask.worker(), dask.worker()
+    process = subprocess.Popen([PROGRAM, 'sweep', '--hidden-dim', '8', '--batch-size', '16', '--weight-decay', '0', '--epochs', '20000', '--run-tag', 'long',
+                                '--cluster', dask.address], cwd=folder, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return uri, process, lambda: sweep_state('long', tracking_uri=uri)
 
 
 def test_a_worker_that_is_silent_keeps_nobody_from_ending(dask, tmp_path):
-    uri = fresh(tmp_path)
-    connect(uri, create=True)
-    dask.scheduler()
-    dask.worker(), dask.worker()
-    process = long_sweep(dask.address, tmp_path)
-    state = lambda: sweep_state('long', tracking_uri=uri)
+    uri, process, state = long_sweep(dask, tmp_path)
     wait_until(lambda: len(runs_table(connect(uri), 'long', 'sweep')) and len(state().blocks) == 2, process)
     dask.workers()[0].suspend()
     ask_sweep('pause', 'long', tracking_uri=uri)
@@ -303,12 +301,7 @@ def test_a_worker_that_is_silent_keeps_nobody_from_ending(dask, tmp_path):
 
 def test_a_cluster_pauses_and_is_left_in_peace(dask, tmp_path, undisturbed):
     "Pause, go on, and Ctrl-C; after that nothing trains."
-    uri = fresh(tmp_path)
-    connect(uri, create=True)
-    dask.scheduler()
-    dask.worker(), dask.worker()
-    process = long_sweep(dask.address, tmp_path)
-    state = lambda: sweep_state('long', tracking_uri=uri)
+    uri, process, state = long_sweep(dask, tmp_path)
     busy = lambda: sum(p.cpu_percent(.5) > 30 for p in dask.workers())
     wait_until(lambda: len(runs_table(connect(uri), 'long', 'sweep')) and (state().share or 0) > 0, process)
     assert len(state().blocks) == 2 and any(block.val_rmse[0] for block in state().blocks)  # its curves, as LiveSweep draws them
