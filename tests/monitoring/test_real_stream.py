@@ -1,5 +1,4 @@
 "The real stream of benchmarks/monitoring.py: its order, what counts, and the package's own evidence."
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,26 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import monitoring as bench  # of benchmarks/
+
 from bioai_esol.chem.dataset import load_esol
 from bioai_esol.monitoring.observations import merge_observations, series_of
 from bioai_esol.monitoring.watch import evidence_about, life_of
 from bioai_esol.registry.policy import Policy
 from bioai_esol.stats.eprocess import alarm_look
 
-SCRIPT = Path(__file__).parents[2] / 'benchmarks/monitoring.py'
-
 
 @pytest.fixture(scope='module')
-def bench():
-    spec = importlib.util.spec_from_file_location('bench_monitoring', SCRIPT)
-    module = sys.modules['bench_monitoring'] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules['bench_monitoring']
-
-
-@pytest.fixture(scope='module')
-def real(bench):
+def real():
     "400 molecules that two versions answered: a third outside the domain, every tenth known, far ones with larger errors."
     gen = np.random.default_rng(5)
     frame = load_esol().frame.drop_duplicates('smiles')[:400]
@@ -56,7 +46,7 @@ def test_from_near_to_far(real):
     assert .16 < real.promise < .18
 
 
-def test_relatives_are_judged_as_the_package_does(bench, real):
+def test_relatives_are_judged_as_the_package_does(real):
     judged = real.order('inside')
     _, course = evidence_about(judged, real.observations, '2', '1', Policy())
     evidence, molecules = bench.evidence_of_series(judged, real.promise)
@@ -69,10 +59,10 @@ def test_relatives_are_judged_as_the_package_does(bench, real):
     assert found[bench.RELATIVES][0] == molecules[int(look) - 1]
 
 
-def test_what_is_written(bench, real, monkeypatch, tmp_path):
+def test_what_is_written(real, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, 'answered', lambda external: real)
     monkeypatch.setattr(bench, 'rival_versions', lambda python: {})
-    text = bench.stream(bench.Measurement(1, 1, SCRIPT), Path('python'))
+    text = bench.stream(bench.Measurement(1, 1, Path(bench.__file__)), Path('python'))
     judged = real.order('inside')
     assert f'{len(judged):,} are inside' in text and f'| all |  | {1 - judged.missed.mean():.1%} |' in text
     assert 'MAPIE and ville were not measured' in text and 'Judging 10,000 observations' in text and 'nan' not in text
@@ -80,5 +70,5 @@ def test_what_is_written(bench, real, monkeypatch, tmp_path):
 
 
 def test_without_the_table():
-    done = subprocess.run([sys.executable, SCRIPT, 'stream', '--external', 'nowhere.csv'], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, bench.__file__, 'stream', '--external', 'nowhere.csv'], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and 'was left out: there is no nowhere.csv' in done.stdout
