@@ -10,7 +10,7 @@ __all__ = ['MAX_CHARS', 'logger', 'now_ms', 'Record', 'require_lengths', 'write_
 import hashlib, json, logging, os, shutil, tempfile, time, uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Record:
     status: str = 'RUNNING'                                      # or FINISHED, FAILED, KILLED
     metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # (step, value) by name
     dataset: dict[str, str] | None = None                        # as MLflow describes a data set
+    opened: dict[str, str] | None = None                         # its tags when `open` wrote it; None: it did not
 
     def find(self, store: Store) -> str | None:  # where an earlier try may have made it -> its id
         "The id of the run that an earlier try made, perhaps without hearing of it."
@@ -51,6 +52,13 @@ class Record:
         settle_addresses(store.uri)
         run = store.client.create_run(store.experiment_id, self.started, self.tags | dict(attempt=self.key), self.name)
         return run.info.run_id
+
+    def open(self, store: Store) -> 'Record':  # where the run is made -> with its id, and what the store has of it
+        "Make the run, with tags and parameters, as one that is running."
+        from mlflow.entities import Param
+        run_id = self.create(store)
+        store.client.log_batch(run_id, params=[Param(name, value) for name, value in self.params.items()])
+        return replace(self, run_id=run_id, opened=self.tags)
 
 # %% ../../nbs/store/03_outbox.ipynb #378f5a92
 MAX_CHARS = dict(parameter=6000, tag=8000)
@@ -66,6 +74,10 @@ def require_lengths(
                              f"MLflow would keep {MAX_CHARS[kind]:,}: give a shorter one")
 
 # %% ../../nbs/store/03_outbox.ipynb #9d1119ee
+def _is_news(name: str, value: str, known: dict[str, str]) -> bool:
+    "Is this a tag that the store has yet to hear of? MLflow's own are given when a run is made."
+    return not name.startswith('mlflow.') and known.get(name) != value
+
 def write_record(
     store: Store,  # an open store
     record: Record,              # what is written
@@ -76,8 +88,9 @@ def write_record(
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
     client = store.client
     when = record.ended or record.started
-    params = [Param(name, value) for name, value in record.params.items()]
-    tags = [RunTag(name, value) for name, value in record.tags.items() if not name.startswith('mlflow.')]
+    known = record.opened or {}  # what the store has need not be written once more
+    params = [Param(name, value) for name, value in record.params.items() if record.opened is None]
+    tags = [RunTag(name, value) for name, value in record.tags.items() if _is_news(name, value, known)]
     metrics = [Metric(name, value, when, step) for name, points in record.metrics.items() for step, value in points]
     if record.dataset:
         purpose = [InputTag('mlflow.data.context', 'training')]
@@ -152,7 +165,7 @@ def _write_entry(
     if write_files:
         (draft / 'files').mkdir()
         write_files(draft / 'files')
-    (draft / 'run.json').write_text(json.dumps(asdict(record), ensure_ascii=False), encoding='utf-8')
+    (draft / 'run.json').write_text(json.dumps(vars(record), ensure_ascii=False), encoding='utf-8')
     return draft.rename(folder / record.key)
 
 def _read_entry(entry: Path) -> Record:
@@ -170,7 +183,7 @@ def _deliver(store: Store, entry: Path) -> str:  # run id
         deleted = record.run_id and e.absent
         if not deleted: raise
         run_id = record.find(store) or record.create(store)
-        write_record(store, record, run_id, files)
+        write_record(store, replace(record, opened=None), run_id, files)
     shutil.rmtree(entry)
     return run_id
 

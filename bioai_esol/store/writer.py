@@ -19,7 +19,7 @@ from ..chem.dataset import Dataset
 from ..errors import StoreError
 from ..models.fitted import FittedModel, save_model
 from .client import check_reachable, one_line, prepare_mlflow, shown_uri, Store
-from .outbox import now_ms, Outbox, Record, write_record
+from .outbox import now_ms, Outbox, Record
 from ..training.config import TrainConfig
 from ..training.engine import Task, TrainResult
 
@@ -85,9 +85,7 @@ class Writer(_Drafts):
     "Writes the runs of one sweep, or of one retraining."
     def open(self, draft: Record) -> Record:  # the run as it is to be written -> with its id
         "Make the run; it stays RUNNING until it is kept and delivered. Raises `StoreError`."
-        run_id = draft.create(self.store)
-        write_record(self.store, draft, run_id)
-        return replace(draft, run_id=run_id)
+        return draft.open(self.store)
 
     def keep(self,
              box: Outbox,  # where the run waits for the store
