@@ -677,10 +677,16 @@ def _open_streams():
 
 # %% ../../nbs/cli/02_commands.ipynb #5d2f9a11
 GC_THRESHOLD = 1_000_000  # objects; more than the imports of any command make
+_AT_WORK = 100_000        # objects from the first collection on, which is long after the imports
+
+def _collect_often(phase: str, info: dict):
+    "After a collection: what hours of work leave behind is cleared away before it is much."
+    if phase == 'stop': gc.set_threshold(_AT_WORK)
 
 def program() -> int:  # exit status
     "`main` in a process of its own: what the script `bioai-esol` calls."
     gc.set_threshold(GC_THRESHOLD)
+    gc.callbacks.append(_collect_often)
     _open_streams()
     status = main()
     gc.freeze()

@@ -19,7 +19,7 @@ from ..chem.dataset import Dataset
 from ..errors import StoreError
 from ..models.fitted import FittedModel, save_model
 from .client import check_reachable, one_line, prepare_mlflow, shown_uri, Store
-from .outbox import now_ms, Outbox, Record
+from .outbox import now_ms, open_record, Outbox, Record
 from ..training.config import TrainConfig
 from ..training.engine import Task, TrainResult
 
@@ -85,7 +85,7 @@ class Writer(_Drafts):
     "Writes the runs of one sweep, or of one retraining."
     def open(self, draft: Record) -> Record:  # the run as it is to be written -> with its id
         "Make the run; it stays RUNNING until it is kept and delivered. Raises `StoreError`."
-        return draft.open(self.store)
+        return open_record(self.store, draft)
 
     def keep(self,
              box: Outbox,  # where the run waits for the store
@@ -268,9 +268,15 @@ class _Delivery(_Steps):
         run = self.kept.popleft()
         self.progress.wrote(run.ok)
 
+    @property
+    def is_behind(self) -> bool:
+        "Does the store take runs, and more of them wait than should?"
+        return len(self.kept) > _MAX_WAITING and self.pause() == 0
+
 # %% ../../nbs/store/04_writer.ipynb #ad00a028
 HEARTBEAT_INTERVAL_S = 3.   # seconds between two signs of life
 _SHARE_OF_TIME = .05        # that they may take when the store is slow
+_MAX_WAITING = 100          # runs that may wait on the disk before the trainings wait for them
 STORE_WAIT_S = 20.          # seconds to wait for a store when nothing else is left to do
 
 # %% ../../nbs/store/04_writer.ipynb #b5e20b01

@@ -414,15 +414,17 @@ def blocks(
 
 # %% ../../nbs/sweep/01_grid.ipynb #2d76299c
 _READ_SECONDS = dict(graphs=.0005, bonds=.0007, descriptors=.006, learned=.0005)  # of one molecule
+_WRITE_SECONDS = .07  # of one run, while others train
 
 def expected_seconds(
     grid: Grid,      # to be trained
     molecules: int,  # in the table
 ) -> float:
-    "How long a sweep takes on a laptop, to about a factor of two: reading the molecules, and training."
+    "How long a sweep takes on a laptop, to about a factor of two: reading the molecules, training and writing."
     inputs = {name for architecture in grid.architecture for name in ARCHITECTURES[architecture].inputs}
-    training = _makespan(blocks(grid.configs(), grid.workers, molecules), grid.workers, molecules) / _SECOND
-    return training + molecules * sum(_READ_SECONDS[name] for name in inputs)
+    configs = grid.configs()
+    training = _makespan(blocks(configs, grid.workers, molecules), grid.workers, molecules) / _SECOND
+    return max(training, _WRITE_SECONDS * len(configs)) + molecules * sum(_READ_SECONDS[name] for name in inputs)
 
 def in_words(
     seconds: float,   # expected

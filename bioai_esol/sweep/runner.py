@@ -24,7 +24,7 @@ from ..store.client import connect, Store, store_lock
 from ..store.doctor import require_writable_artifacts
 from ..store.live import BlockState, MAX_POINTS, spread, state_tag, SweepState
 from ..store.outbox import deliver_pending, now_ms, Outbox, Record
-from ..store.runs import runs_table, search, typed_runs, whole_tag
+from ..store.runs import each_run, runs_table, search, typed_runs, whole_tag
 from ..store.writer import Delivery, fail_run, Writer
 from .cluster import addresses, Cluster, ClusterCrew, connected
 from .crew import Crew, LocalCrew, News, Worker
@@ -121,7 +121,7 @@ def _close_open(store: Store, run_tag: str):
 
 def _unfinished(store: Store, run_tag: str, configs: dict[str, TrainConfig]) -> list[TrainConfig]:
     "Of these configurations, by their digests, the ones that need training."
-    runs = search(store, run_tag=run_tag, kind='run')
+    runs = each_run(store, run_tag=run_tag, kind='run')
     finished = {r.data.tags.get('config_digest') for r in runs
                 if r.info.status == 'FINISHED' or r.data.tags.get('error', '').startswith('diverged')}
     return [config for digest, config in configs.items() if digest not in finished]
@@ -370,8 +370,9 @@ def _work_off(sweep: _Asked, parent: Record):
         ready = wait([sweep.interruption.pipe, *sweep.crew.pipes], sweep.log.patience())
         sweep.interruption.obey()
         sweep.obey(sweep.log.alive(parent, sweep.tags))
-        for news in sweep.crew.news(ready): sweep.hear(news)
-        if not ready and sweep.log.pause() == 0: sweep.log.step()
+        if not sweep.log.is_behind:
+            for news in sweep.crew.news(ready): sweep.hear(news)
+        if sweep.log.is_behind or not ready and sweep.log.pause() == 0: sweep.log.step()
 
 # %% ../../nbs/sweep/04_runner.ipynb #cf5648a1
 def _device(name: str) -> str:
