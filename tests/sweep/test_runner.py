@@ -14,8 +14,10 @@ from helpers import PROGRAM, SMALL, fresh, wait_until
 
 from bioai_esol.errors import BioaiError
 from bioai_esol.chem.dataset import load_esol
+from bioai_esol.sweep import runner
 from bioai_esol.sweep.grid import Grid
 from bioai_esol.sweep.runner import run_sweep
+from bioai_esol.store import writer
 from bioai_esol.store.client import connect
 from bioai_esol.store.live import ask_sweep, state_of, sweep_state
 from bioai_esol.store.runs import runs_table, typed_runs
@@ -318,6 +320,7 @@ def test_the_store_must_be_usable(tmp_path):
 
 
 SCRIPT = """import os
+from bioai_esol.sweep import runner
 from bioai_esol.sweep.grid import Grid
 from bioai_esol.sweep.runner import run_sweep
 def go(): print(run_sweep(Grid(architecture='ridge', run_tag='g', workers=1)).trained, 'trained')
@@ -347,3 +350,22 @@ def test_programs_that_workers_can_load_train(tmp_path, how):
     command = {'-c': ['-c', f'{SCRIPT}go()'], '-m': ['-m', 'sweep']}[how]
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and done.stdout == '1 trained\n', done.stderr
+
+
+def test_trainings_wait_for_a_store_that_is_behind(tmp_path, monkeypatch):
+    "Trainings of a moment end faster than their runs are written: then nobody is heard before the runs that wait are in the store."
+    monkeypatch.setattr(writer, '_MAX_WAITING', 0)
+    waiting = []
+    hear, step = runner._Asked.hear, writer.Delivery.step
+    def heard(self, news):
+        waiting.append(len(self.log.kept))
+        hear(self, news)
+    def slow(self):
+        time.sleep(.5)
+        step(self)
+    monkeypatch.setattr(runner._Asked, 'hear', heard)
+    monkeypatch.setattr(writer.Delivery, 'step', slow)
+    grid = Grid(hidden_dim=(2, 3, 4, 5, 6, 7, 8, 9), lr=(1e-3, 1e-2), batch_size=1024, dropout=0, weight_decay=0, epochs=1, workers=2)
+    result = run_sweep(grid, tracking_uri=fresh(tmp_path))
+    assert len(waiting) >= 8 and max(waiting) <= 2  # those of another worker that was heard at the same time
+    assert len(result.runs) == 16 and set(result.runs.status) == {'FINISHED'}
