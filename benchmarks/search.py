@@ -316,10 +316,10 @@ def shown(name, table):
     return [name, f'{table.share:.0%}', error, f'{table.worst:.4f}', f'{table.gap:.2f}', f'{table.wide:.0%}', f'{table.replays:,}']
 
 
-def left_by(table, histories, search='race', than='grid, one seed'):
-    "What a search leaves of the regret of another, by both references, low and high."
-    error = {name: table[table.search == name].error.iloc[0] for name in (search, than)}
-    return sorted((error[search] - best) / (error[than] - best) for best in references(histories))
+def left_by_race(table, best):
+    "What the race leaves of the regret of the grid with one seed, when the best configuration has this error."
+    raced, at_once = (table[table.search == name].error.iloc[0] - best for name in ('race', 'grid, one seed'))
+    return raced / at_once
 
 
 def page(table, histories):
@@ -331,7 +331,6 @@ def page(table, histories):
     rows = [[shown(row.search, row) for row in part.itertuples()] for part in (affordable.sort_values('error'), dear)]
     noise = math.sqrt(histories.last.var(axis=1, ddof=1).mean())
     lucky, without_one = references(histories)
-    low, high = left_by(table, histories)
     return '\n'.join([
         f'{k} configurations × {seeds} seeds × {epochs} epochs, trained on {histories.about["processor"]}; a search sees '
         f'{SEEN} seeds, {seeds - SEEN} judge. The means of the configurations have a standard deviation of {histories.last.mean(axis=1).std():.3f} '
@@ -339,8 +338,8 @@ def page(table, histories):
         f'these same seeds; the gap is that of the picked configurations, the mean over all seeds at the last epoch, and too wide from {MAX_GAP} on.', '',
         'For the price of the grid, or less:', '', table_of(header, rows[0]), '', 'For more:', '', table_of(header, rows[1]), '',
         f'The error of the best configuration is between {lucky:.4f}, the lowest mean over all {seeds} seeds, which is low by luck too, and '
-        f'{without_one:.4f}, what {seeds - 1} seeds pick, judged by the one that is left. The race leaves {high:.0%} of the regret of the '
-        f'grid with one seed by the first, and {max(low, 0):.0%} by the second.', ''])
+        f'{without_one:.4f}, what {seeds - 1} seeds pick, judged by the one that is left. The race leaves {left_by_race(table, lucky):.0%} of the regret of the '
+        f'grid with one seed by the first, and {max(left_by_race(table, without_one), 0):.0%} by the second.', ''])
 
 
 COLOURS = {'grid': GREY, 'random': '#56B4E9', 'best after one epoch': '#CC79A7', 'successive halving': GREEN, 'Hyperband': ORANGE, 'ASHA': '#8c6d31',

@@ -320,7 +320,6 @@ def test_the_store_must_be_usable(tmp_path):
 
 
 SCRIPT = """import os
-from bioai_esol.sweep import runner
 from bioai_esol.sweep.grid import Grid
 from bioai_esol.sweep.runner import run_sweep
 def go(): print(run_sweep(Grid(architecture='ridge', run_tag='g', workers=1)).trained, 'trained')
