@@ -331,6 +331,7 @@ def page(table, histories):
     rows = [[shown(row.search, row) for row in part.itertuples()] for part in (affordable.sort_values('error'), dear)]
     noise = math.sqrt(histories.last.var(axis=1, ddof=1).mean())
     lucky, without_one = references(histories)
+    left = [f'{max(left_by_race(table, best), 0):.0%}' for best in (lucky, without_one)]
     return '\n'.join([
         f'{k} configurations × {seeds} seeds × {epochs} epochs, trained on {histories.about["processor"]}; a search sees '
         f'{SEEN} seeds, {seeds - SEEN} judge. The means of the configurations have a standard deviation of {histories.last.mean(axis=1).std():.3f} '
@@ -338,8 +339,8 @@ def page(table, histories):
         f'these same seeds; the gap is that of the picked configurations, the mean over all seeds at the last epoch, and too wide from {MAX_GAP} on.', '',
         'For the price of the grid, or less:', '', table_of(header, rows[0]), '', 'For more:', '', table_of(header, rows[1]), '',
         f'The error of the best configuration is between {lucky:.4f}, the lowest mean over all {seeds} seeds, which is low by luck too, and '
-        f'{without_one:.4f}, what {seeds - 1} seeds pick, judged by the one that is left. The race leaves {left_by_race(table, lucky):.0%} of the regret of the '
-        f'grid with one seed by the first, and {max(left_by_race(table, without_one), 0):.0%} by the second.', ''])
+        f'{without_one:.4f}, what {seeds - 1} seeds pick, judged by the one that is left. The race leaves {left[0]} of the regret of the '
+        f'grid with one seed by the first, and {left[1]} by the second.', ''])
 
 
 COLOURS = {'grid': GREY, 'random': '#56B4E9', 'best after one epoch': '#CC79A7', 'successive halving': GREEN, 'Hyperband': ORANGE, 'ASHA': '#8c6d31',
