@@ -87,8 +87,12 @@ function narrower(spec, factor) {
   if (own.width > 50) own.width = Math.round(own.width * factor);
   return own;
 }
+function panelsWidth(spec) {
+  const of = kind => (spec[kind] ?? []).map(panelsWidth), across = of('hconcat').reduce((sum, part) => sum + part, 0);
+  return Math.max(+spec.width || 0, across, ...of('vconcat'), ...of('layer'));
+}
 async function fitted(place, spec, renderer, fill) {
-  let factor = 1;
+  let factor = Math.max(.6, Math.min(1, (place.parentElement.clientWidth || Infinity) / panelsWidth(spec)));
   for (let turn = 1; ; turn++) {
     const drawn = await vegaEmbed(place, structuredClone(narrower(spec, factor)), options(renderer));
     tidy(place);
