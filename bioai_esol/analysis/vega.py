@@ -78,7 +78,7 @@ function tidy(place) {
 """
 
 # %% ../../nbs/analysis/14_vega.ipynb #cf1a7e2e
-FITTED = """
+_PANELS = """
 function narrower(spec, factor) {
   const own = {...spec};
   for (const kind of ['hconcat', 'vconcat', 'layer']) {
@@ -91,6 +91,10 @@ function panelsWidth(spec) {
   const of = kind => (spec[kind] ?? []).map(panelsWidth), across = of('hconcat').reduce((sum, part) => sum + part, 0);
   return Math.max(+spec.width || 0, across, ...of('vconcat'), ...of('layer'));
 }
+"""
+
+# %% ../../nbs/analysis/14_vega.ipynb #8d3adebf
+FITTED = _PANELS + """
 async function fitted(place, spec, renderer, fill) {
   let factor = Math.max(.6, Math.min(1, (place.parentElement.clientWidth || Infinity) / panelsWidth(spec)));
   for (let turn = 1; ; turn++) {

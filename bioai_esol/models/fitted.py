@@ -332,7 +332,7 @@ def save_model(
     folder = Path(folder)
     weights = save({name: p.contiguous() for name, p in model.weights.items()})
     (folder / 'weights.safetensors').write_bytes(weights)  # `save_file` raises no OSError on a full disk
-    (folder / MODEL_INFO).write_text(json.dumps(model.info, indent=1, sort_keys=True) + '\n')
+    (folder / MODEL_INFO).write_text(json.dumps(model.info, sort_keys=True) + '\n')
 
 def load_model(
     folder: str | Path,  # where `save_model` wrote

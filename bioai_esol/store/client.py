@@ -13,7 +13,7 @@ import base64, getpass, hashlib, http.client, logging, os, re, socket, sqlite3, 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 from urllib.error import HTTPError, URLError
@@ -306,6 +306,7 @@ class Client:
             with one_line(f"{self._uri} did not {name.replace('_', ' ')}"): return method(*args, **kwargs)
         return call
 
+# %% ../../nbs/store/01_client.ipynb #cb13f828
 @dataclass(frozen=True)
 class Store:
     "An open tracking store."
@@ -313,6 +314,13 @@ class Store:
     uri: str            # its address, as `store_uri` gives it
     experiment_id: str  # MLflow's id of the experiment `EXPERIMENT`
     moved: Moved | None = None  # what it records that is not so any more
+
+    @cached_property
+    def _settled(self) -> None: return settle_addresses(self.uri)
+
+    def settle(self):
+        "Correct its record of itself where it was moved: done once, before its first run; see `settle_addresses`."
+        return self._settled
 
 # %% ../../nbs/store/01_client.ipynb #5f201a88
 def _health_question(uri: str) -> Request:

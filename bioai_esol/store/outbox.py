@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import BioaiError, StoreError
 from .client import (
-    one_line, settle_addresses, shown_uri, sqlite_path, sqlite_uri, state_folders, Store, store_identity)
+    one_line, shown_uri, sqlite_path, sqlite_uri, state_folders, Store, store_identity)
 
 # %% ../../nbs/store/03_outbox.ipynb #3e08d8e0
 def now_ms() -> int:  # milliseconds since 1970
@@ -49,7 +49,7 @@ class Record:
     def create(self, store: Store) -> str:  # where the run is made -> its id
         "Make the run; its id."
         require_lengths(self)
-        settle_addresses(store.uri)
+        store.settle()
         run = store.client.create_run(store.experiment_id, self.started, self.tags | dict(attempt=self.key), self.name)
         return run.info.run_id
 

@@ -15,6 +15,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
+import pandas as pd
+
 from ..chem.dataset import Dataset
 from ..errors import StoreError
 from ..models.fitted import FittedModel, save_model
@@ -32,19 +34,19 @@ def _metrics(result: TrainResult) -> dict[str, list[tuple[int, float]]]:
     last = len(result.history)
     return history | {name: [(last, float(value))] for name, value in result.summary.items()}
 
-def _test_table(result: TrainResult, task: Task):
+def _test_table(result: TrainResult, molecules: pd.DataFrame) -> pd.DataFrame:
     "The test molecules with their predictions and intervals."
     predicted = result.test_predictions
     low, high = predicted - result.half_widths, predicted + result.half_widths
-    return task.dataset.frame.iloc[task.split.test].assign(predicted=predicted, low=low, high=high)
+    return molecules.assign(predicted=predicted, low=low, high=high)
 
-def _write_files(folder: Path, result: TrainResult, task: Task):
+def _write_files(folder: Path, result: TrainResult, task: Task, test: pd.DataFrame):
     "The model, and what it predicts for the test molecules."
     info = dict(config=result.config.model_dump(), dataset=task.dataset.name, dataset_version=task.dataset.version,
                 split_digest=task.split.digest, unit=task.dataset.property.unit, summary=result.summary,
                 domain=task.domain, reading=task.dataset.reading.record())
     save_model(folder, FittedModel(result.info | info, result.weights))
-    _test_table(result, task).to_csv(Path(folder) / 'test_predictions.csv', index_label='row')
+    _test_table(result, test).to_csv(Path(folder) / 'test_predictions.csv', index_label='row')
 
 # %% ../../nbs/store/04_writer.ipynb #ac1b63a2
 def _described(dataset: Dataset) -> dict[str, str]:
@@ -72,6 +74,11 @@ class _Drafts:
         "The data set, as MLflow describes it."
         return _described(self.task.dataset)
 
+    @cached_property
+    def test(self) -> pd.DataFrame:
+        "The test molecules."
+        return self.task.dataset.frame.iloc[self.task.split.test]
+
     def draft(self, config: TrainConfig) -> Record:
         "The run of a training that begins now."
         tags = self.tags | dict(model=config.architecture, split=config.split,
@@ -96,7 +103,8 @@ class Writer(_Drafts):
         tags = run.tags | {name: text for name, text in said.items() if text}
         status = 'FINISHED' if result.ok else 'FAILED'
         record = replace(run, tags=tags, metrics=_metrics(result), dataset=self.dataset, status=status, ended=now_ms())
-        return box.keep(record, partial(_write_files, result=result, task=self.task) if result.ok else None)
+        write_files = partial(_write_files, result=result, task=self.task, test=self.test)
+        return box.keep(record, write_files if result.ok else None)
 
     def close(self, run: Record, result: TrainResult) -> str:  # open in the store; what the training gave -> run id
         "Write a training's result; its run id. Raises `StoreError` when the store is away; the next command writes it."

@@ -190,9 +190,20 @@ def score_test(
         calibration |= dict(factors=[inside.factor, beyond.factor], promise=[inside.n, inside.rank])
     return HeldOutScore(figures, half, calibration)
 
+# %% ../../nbs/training/03_engine.ipynb #b0fe6478
+class _Sent:
+    "A result on its way to another process."
+    def __getstate__(self) -> dict:
+        return vars(self) | dict(weights={name: p.numpy() for name, p in self.weights.items()})
+
+    def __setstate__(self, state: dict):
+        weights = {name: torch.tensor(p) for name, p in state['weights'].items()}
+        vars(self).update(state | dict(weights=weights))
+
+
 # %% ../../nbs/training/03_engine.ipynb #256b14b3
 @dataclass(frozen=True)
-class TrainResult:
+class TrainResult(_Sent):
     "One configuration after training."
     config: TrainConfig            # what was trained
     history: pd.DataFrame          # one row per epoch, columns `HISTORY`, index `epoch` from 1
