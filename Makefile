@@ -5,7 +5,7 @@ READY  := .venv/.ready
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help env run demo test test-long check bench bench-accuracy bench-external bench-monitoring bench-serving bench-search lab docs server
+.PHONY: help env run demo test test-long check bench bench-accuracy bench-external bench-monitoring bench-serving bench-search bench-overhead lab docs server
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 23
@@ -64,6 +64,9 @@ bench-serving: $(READY) ## speed of answers: a library, requests over HTTP, swit
 
 bench-search: $(READY) ## which search: a thousand replays of each from stored histories; three minutes
 	@$(BIN)/python benchmarks/search.py --output benchmarks/search.md --figure nbs/images/search.png
+
+bench-overhead: $(READY) ## what a configuration costs the parent besides its training; two minutes
+	@$(BIN)/python benchmarks/overhead.py --output benchmarks/overhead.md
 
 # a notebook runs in its own folder, where the file of a store named sqlite:///mlflow.db would be another one
 lab: $(READY)    ## JupyterLab on copies of the analysis notebooks in work/, with the store of `make run`; on 127.0.0.1

@@ -201,7 +201,7 @@ class Outbox:
     "The runs of one process that the store has not taken yet."
     def __init__(self,
                  store: Store):  # the store that will take them
-        self.store = store
+        self.store, self._places = store, outbox_folders(store)
         self._owner, self._folders = _owner(store), dict[Path, _ProcessFolder]()  # now: the store may be away later
 
     def keep(self,
@@ -210,7 +210,7 @@ class Outbox:
     ) -> Path:  # folder of the kept run
         "Put a run, and the files that `write_files` writes, onto the disk; raises `StoreError` when no disk takes it."
         refusals = []
-        for place in outbox_folders(self.store):
+        for place in self._places:
             try:
                 if place not in self._folders: self._folders[place] = _ProcessFolder(place, self._owner)
                 return _write_entry(self._folders[place].path, record, write_files)

@@ -28,10 +28,10 @@ from ..training.engine import Task, TrainResult
 # %% ../../nbs/store/04_writer.ipynb #6d89303f
 def _metrics(result: TrainResult) -> dict[str, list[tuple[int, float]]]:
     "Every metric as (epoch, value): the history, and the summary at its end."
-    history = {}
-    for name, column in result.history.items():
-        history[name] = [(int(epoch), float(value)) for epoch, value in column.items()]
-    last = len(result.history)
+    epochs = result.history.index.tolist()
+    columns = zip(result.history, result.history.to_numpy(float).T.tolist())
+    history = {name: list(zip(epochs, values)) for name, values in columns}
+    last = len(epochs)
     return history | {name: [(last, float(value))] for name, value in result.summary.items()}
 
 def _test_table(result: TrainResult, molecules: pd.DataFrame) -> pd.DataFrame:

@@ -413,7 +413,7 @@ def blocks(
     return sorted(soonest, key=lambda block: block_cost(block, molecules), reverse=True)
 
 # %% ../../nbs/sweep/01_grid.ipynb #2d76299c
-_READ_SECONDS = dict(graphs=.0005, bonds=.0007, descriptors=.006, learned=.0005)  # of one molecule
+_READ_SECONDS = dict(graphs=.0005, bonds=.0007, descriptors=.0015, learned=.0005)  # of one molecule
 _WRITE_SECONDS = .07  # of one run, while others train
 
 def expected_seconds(
