@@ -197,11 +197,12 @@ def _clear(folder: Path):
     Path(f'{folder}.lock').unlink(missing_ok=True)
 
 # %% ../../nbs/store/03_outbox.ipynb #11c846ea
-class Outbox:
-    "The runs of one process that the store has not taken yet."
+class _Kept:
+    "Runs of one process on the disk."
     def __init__(self,
                  store: Store):  # the store that will take them
-        self.store, self._places = store, outbox_folders(store)
+        self.store = store
+        self._places = outbox_folders(store)
         self._owner, self._folders = _owner(store), dict[Path, _ProcessFolder]()  # now: the store may be away later
 
     def keep(self,
@@ -217,6 +218,9 @@ class Outbox:
             except OSError as e: refusals.append(f"{place}: {e.strerror or e}")
         raise StoreError(f"a trained run cannot be kept on disk ({'; '.join(refusals)})")
 
+# %% ../../nbs/store/03_outbox.ipynb #f157dedf
+class Outbox(_Kept):
+    "The runs of one process that the store has not taken yet."
     def deliver(self, entry: Path) -> str:  # folder of a kept run -> run id
         "Write a kept run into the store and forget it; its run id. Raises `StoreError` when the store refuses it."
         return _deliver(self.store, entry)

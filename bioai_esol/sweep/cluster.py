@@ -153,6 +153,17 @@ class _Ticks:
             self.require_wanted()
         return time.monotonic() - self.sent_at
 
+# %% ../../nbs/sweep/03_cluster.ipynb #54d429c8
+@contextmanager
+def _unprofiled(worker: 'distributed.Worker') -> Iterator[None]:
+    "Keep a worker from sampling its own stack."
+    profiler = worker.periodic_callbacks.get('profile')  # None where Dask is configured without it
+    if profiler: worker.loop.add_callback(profiler.stop)
+    try: yield
+    finally:
+        if profiler: worker.loop.add_callback(profiler.start)
+
+
 # %% ../../nbs/sweep/03_cluster.ipynb #528c5c70
 _Outcome = tuple[str, list[TrainResult] | str]  # 'done' and the results, or 'failed' and why
 
@@ -160,7 +171,8 @@ def _train(tasks: Mapping[tuple, Task], block: list[TrainConfig], device: str, t
     "Runs on the worker."
     from bioai_esol.training.engine import train
     ticks = _Ticks(topic, key)
-    try: return 'done', train(block, tasks[split_key(block[0])], device, ticks)
+    try:
+        with _unprofiled(ticks.worker): return 'done', train(block, tasks[split_key(block[0])], device, ticks)
     except _Unwanted: return 'failed', 'nobody waits for it'
     except Exception as e: return 'failed', in_one_line(e)  # noqa: BLE001 -- whatever it is, the sweep says it
     finally: _paused(ticks.worker).discard(key)

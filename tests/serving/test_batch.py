@@ -30,10 +30,10 @@ def champion(with_champion): return load_champion(tracking_uri=uri_of(with_champ
 
 @pytest.fixture(scope='module')
 def library(tmp_path_factory):
-    "Forty thousand rows made of ESOL's molecules: two in one name, some of them nonsense, each row unlike the others."
+    "Twenty thousand rows made of ESOL's molecules: two in one name, some of them nonsense, each row unlike the others."
     smiles = load_esol().smiles
     draw = random.Random(0)
-    rows = [dict(id=i, smiles=draw.choice(smiles) + (draw.choice(smiles) if i % 3 else ''), batch=f'no. {i % 7}, "a"') for i in range(40_000)]
+    rows = [dict(id=i, smiles=draw.choice(smiles) + (draw.choice(smiles) if i % 3 else ''), batch=f'no. {i % 7}, "a"') for i in range(20_000)]
     path = tmp_path_factory.mktemp('tables') / 'library.csv'
     pd.DataFrame(rows).to_csv(path, index=False)
     return path
@@ -49,7 +49,7 @@ def undisturbed(library, with_champion, tmp_path_factory):
     output = tmp_path_factory.mktemp('undisturbed') / 'predicted.csv'
     process = started(library, output, with_champion)
     said, errors = process.communicate(timeout=300)
-    assert process.returncode == 0 and said.startswith('40,000 molecules, '), (said, errors)
+    assert process.returncode == 0 and said.startswith('20,000 molecules, '), (said, errors)
     assert os.listdir(output.parent) == ['predicted.csv']
     return output
 
@@ -70,7 +70,7 @@ def test_killed_at_three_moments_it_goes_on(library, undisturbed, with_champion,
     output = tmp_path / 'predicted.csv'
     output.write_text('what was there')
     parts = tmp_path / 'predicted.csv.parts'
-    for pieces in (1, 10, 25):
+    for pieces in (1, 6, 12):
         process = started(library, output, with_champion)
         wait_until(lambda n=pieces: parts.exists() and len(list(parts.glob('0*'))) >= n, process)
         process.send_signal(how)
