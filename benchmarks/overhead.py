@@ -125,7 +125,8 @@ def main():
     if args.ray:
         ms, its_version = ray_ms(args.ray)
         rows.append([f'Ray Tune {its_version}', 'the driver, in files', f'{ms:.1f}'])
-    text = table(['', 'of it', 'CPU ms per configuration'], rows) + f'\n\n{LARGE} configurations less {SMALL}; MLflow {version("mlflow")}.\n'
+    origin = f'The difference between sweeps of {LARGE} and of {SMALL} configurations; MLflow {version("mlflow")}.'
+    text = f"{table(['', 'part', 'CPU ms per configuration'], rows)}\n\n{origin}\n"
     if args.output: args.output.write_text(text)
     else: print(text)
 

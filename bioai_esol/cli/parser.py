@@ -191,11 +191,11 @@ def _training_commands(command: Command):
                    help='a small grid over four model types that ends in their ensemble; options override it')
     p.add_argument('--fresh', action='store_true', help='start over under a new run tag')
     p.add_argument('--race', action='store_true',
-                   help='seeds and epochs for those between which the choice is open, instead of one seed for all')
+                   help='train all briefly, the better ones longer, and the last six with ten seeds (run tag: race)')
     p.add_argument('--cluster', metavar='WHERE',
                    help='train elsewhere: the address of a Dask scheduler (tcp://host:8786), or slurm, pbs, sge or '
                         'lsf, where --workers says how many jobs are submitted')
-    p.add_argument('--queue', metavar='NAME', help="of the batch system (default: the site's own)")
+    p.add_argument('--queue', metavar='NAME', help="queue, or partition, of the batch system (default: the site's own)")
     _settings(p, many=True)
     _data_options(p)
 
@@ -206,7 +206,7 @@ _THRESHOLDS = {  # option: default of `Policy`, and what it is
     'min-improvement': (0.02, "by how much test_rmse must beat the champion's, as a share"),
     'regression-tolerance': (0.05, 'by how much test_mae (as a share) or test_r2 (as a difference) may be worse'),
     'reproduction-tolerance': (0.02, 'how far best_val_rmse may move on another machine, as a share'),
-    'min-seeds': (1, 'judge the mean over the seeds of a configuration, at least so many; 1 judges single runs')}
+    'min-seeds': (1, 'judge the mean over seeds of configurations with this many at least; 1 judges single runs')}
 
 def _promote_command(command: Command):
     p = command('promote', 'choose, retrain, register and promote a candidate',

@@ -74,9 +74,9 @@ def _described(grid: 'Grid') -> tuple[str, dict[str, str]]:
     sizes = {axis: len(getattr(grid, axis)) for axis in AXES}
     varying = {axis: _listed(getattr(grid, axis)) for axis, n in sizes.items() if n > 1}
     combinations, runs = math.prod(sizes.values()), len(grid)
-    text = ' × '.join(str(sizes[axis]) for axis in varying) or '1'
-    if runs != combinations: text += f' = {combinations} combinations, {runs} different'
-    elif len(varying) > 1: text += f' = {runs}'
+    text = ' × '.join(f'{sizes[axis]:,}' for axis in varying) or '1'
+    if runs != combinations: text += f' = {combinations:,} combinations, {runs:,} different'
+    elif len(varying) > 1: text += f' = {runs:,}'
     return f"run tag {grid.run_tag!r}: {text} run{'s' * (runs > 1)} of {grid.epochs} epochs", varying
 
 def _fixed(grid: 'Grid') -> str:
