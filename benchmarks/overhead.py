@@ -11,7 +11,6 @@ configuration is the difference of a large and a small sweep, so that nobody pay
 """
 import argparse
 import functools
-import os
 import subprocess
 import sys
 import tempfile
@@ -106,7 +105,7 @@ print('milliseconds', 1e3 * (run({LARGE}) - few) / ({LARGE} - {SMALL}), ray.__ve
 
 
 def ray_ms(python):
-    done = subprocess.run([python, '-c', RAY], capture_output=True, text=True, env=os.environ, timeout=1800)
+    done = subprocess.run([python, '-c', RAY], capture_output=True, text=True, timeout=1800)
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith('milliseconds')]
     if not lines: sys.exit(f'Ray Tune failed: {done.stderr[-2000:]}')
     return float(lines[0][1]), lines[0][2]

@@ -44,7 +44,7 @@ from bioai_esol.registry.policy import (
 from ..registry.promotion import caveats, champion_run
 from ..registry.versions import distrusted, FOUND_BY_WATCHING
 from ..stats.metrics import bootstrap_rmse, mae, r2
-from ..store.client import connect, settle_addresses, Store
+from ..store.client import connect, Store
 from ..store.runs import fetch_artifacts, load_histories, load_predictions, load_runs, run_row, search
 from ..training.lineage import code_state
 from ..training.config import property_of
@@ -439,6 +439,6 @@ def write_report(run_tag: str | None = None, path: str | Path | None = None, *,
     text = _render(store, runs)
     path = Path(path or Path('reports') / f'{run_tag}.html')
     write_file(path, text)
-    settle_addresses(store.uri)
+    store.settle()
     store.client.log_artifact(search(store, kind='sweep', run_tag=run_tag)[-1].info.run_id, str(path), 'report')
     return path

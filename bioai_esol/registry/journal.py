@@ -17,7 +17,7 @@ import pandas as pd
 from filelock import Timeout
 
 from ..errors import StoreError
-from ..store.client import connect, process_alive, settle_addresses, Store, store_lock, user
+from ..store.client import connect, process_alive, Store, store_lock, user
 from ..training.lineage import code_version
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
@@ -406,7 +406,7 @@ def turn(
     store: Store,  # any MLflow store
 ) -> Iterator[Turn]:
     "The right to change the registry; settles what others left open. Raises `StoreError` when it cannot be had."
-    settle_addresses(store.uri)
+    store.settle()
     with _locked(store):
         what = 'Properties of molecules; the tag `property` of a version says which'
         try: store.client.create_registered_model(MODEL, description=what)

@@ -163,7 +163,6 @@ def _unprofiled(worker: 'distributed.Worker') -> Iterator[None]:
     finally:
         if profiler: worker.loop.add_callback(profiler.start)
 
-
 # %% ../../nbs/sweep/03_cluster.ipynb #528c5c70
 _Outcome = tuple[str, list[TrainResult] | str]  # 'done' and the results, or 'failed' and why
 

@@ -200,7 +200,6 @@ class _Sent:
         weights = {name: torch.tensor(p) for name, p in state['weights'].items()}
         vars(self).update(state | dict(weights=weights))
 
-
 # %% ../../nbs/training/03_engine.ipynb #256b14b3
 @dataclass(frozen=True)
 class TrainResult(_Sent):
