@@ -7,26 +7,27 @@ __all__ = ['Vocabulary', 'MATRICES', 'read_bonds', 'directed', 'Diagonal', 'Bloc
            'cut_bonds']
 
 # %% ../../nbs/chem/08_bond_graphs.ipynb #872394ae
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from rdkit import Chem
 from torch import Tensor
 
 from ..errors import DataError
-from .molecules import bonds_of, Molecule, parse_smiles
-from .graphs import (Atoms, concatenated_ranges, normalised, PackedBatch, range_bounds, range_starts,
-                                    read_atoms, read_numbers, slice_rows, Sparse, target_tensor)
+from .molecules import AtomTable, bonds_of, Molecules, read_atoms, read_numbers
+from .graphs import (atom_features, concatenated_ranges, normalised, PackedBatch, range_bounds,
+                                    range_starts, slice_rows, Sparse, target_tensor)
 
 # %% ../../nbs/chem/08_bond_graphs.ipynb #27206621
 def read_bonds(
-    mols: Sequence[Chem.Mol],  # as RDKit read them
-) -> Tensor:                   # (n_bonds, 3) int64: type, stereo mark, conjugated?
-    "What RDKit says of the bonds of molecules, one molecule behind the other."
-    readers = Chem.Bond.GetBondType, Chem.Bond.GetStereo, Chem.Bond.GetIsConjugated
-    return read_numbers(map(bonds_of, mols), readers)
+    table: AtomTable,   # of some molecules
+) -> Tensor:            # (n_bonds, 3) int64: type, stereo mark, conjugated?
+    "What the deeper networks read of bonds; not all of it is in the table, for nobody else asks."
+    stereo, conjugated = read_numbers(map(bonds_of, table), (Chem.Bond.GetStereo, Chem.Bond.GetIsConjugated))
+    return torch.from_numpy(np.column_stack([table.bonds['kind'], stereo, conjugated]))
 
 def directed(
     ends: Tensor,  # (2, n_bonds) int64, atoms at both ends of each bond
@@ -167,33 +168,32 @@ class _Lists:
         return _Lists(edges[edges != reverse], lengths - 1)
 
 # %% ../../nbs/chem/08_bond_graphs.ipynb #a3bc23ab
-def _matrices(atoms: Atoms, edges: Tensor) -> dict[str, Blocks]:
-    "The five matrices of each molecule with `edges` (2, n_edges)."
+def _matrices(edges: Tensor, n_atoms: Tensor, n_edges: Tensor) -> dict[str, Blocks]:
+    "The five matrices of each molecule with `edges` (2, n_edges of all)."
     source, target = edges
-    n = len(atoms.features)
-    n_edges = 2 * atoms.n_bonds
+    n = int(n_atoms.sum())
     col, weight, degree = normalised(edges, n)
     leading_in, leading_out = _Lists.by(target, n), _Lists.by(source, n)
     heard, hearing = leading_in.without_reverse(source), leading_out.without_reverse(target)
-    return dict(adjacency=_blocks(col, degree, atoms.n_atoms, atoms.n_atoms, weight),
-                inbox=_blocks(leading_in.edges, leading_in.lengths, atoms.n_atoms, n_edges),
-                outbox=_blocks(target, torch.ones_like(target), n_edges, atoms.n_atoms),
+    return dict(adjacency=_blocks(col, degree, n_atoms, n_atoms, weight),
+                inbox=_blocks(leading_in.edges, leading_in.lengths, n_atoms, n_edges),
+                outbox=_blocks(target, torch.ones_like(target), n_edges, n_atoms),
                 line=_blocks(heard.edges, heard.lengths, n_edges, n_edges),
                 line_t=_blocks(hearing.edges, hearing.lengths, n_edges, n_edges))
 
 # %% ../../nbs/chem/08_bond_graphs.ipynb #d0b1f4f9
 def pack_bonds(
-    smiles: Sequence[Molecule],  # n
+    molecules: Molecules,        # n
     y: ArrayLike | None = None,  # (n,) targets; zeros when unknown, as in prediction
 ) -> BondGraphs:
     "Pack molecules with their bonds; raises `DataError` for the first one that cannot be read."
-    if not len(smiles): raise DataError('no molecules to featurise')
-    mols = [parse_smiles(s) for s in smiles]
-    atoms = read_atoms(mols)
-    edges = directed(atoms.ends)
-    return BondGraphs(atoms=atoms.features, source=edges[0], bonds=read_bonds(mols).repeat_interleave(2, dim=0),
-                      n_atoms=atoms.n_atoms, n_edges=2 * atoms.n_bonds, y=target_tensor(y, len(mols)),
-                      **_matrices(atoms, edges))
+    if not len(molecules): raise DataError('no molecules to featurise')
+    table = read_atoms(molecules)
+    edges = directed(torch.from_numpy(table.ends))
+    n_atoms, n_edges = torch.from_numpy(table.n_atoms), torch.from_numpy(2 * table.n_bonds)
+    return BondGraphs(atoms=atom_features(table), source=edges[0], n_atoms=n_atoms, n_edges=n_edges,
+                      bonds=read_bonds(table).repeat_interleave(2, dim=0), y=target_tensor(y, len(table)),
+                      **_matrices(edges, n_atoms, n_edges))
 
 # %% ../../nbs/chem/08_bond_graphs.ipynb #cd347955
 @dataclass(frozen=True)

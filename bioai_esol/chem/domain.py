@@ -16,14 +16,16 @@ from rdkit import Chem
 
 from .columns import Property
 from .descriptors import descriptor_table
-from .molecules import atoms_of, bonds_of, fingerprint, Molecule, parse_smiles, Prints, similarity
+from .molecules import fingerprint, Molecule, Molecules, per_molecule, Prints, read_atoms, similarity
 
 # %% ../../nbs/chem/09_domain.ipynb #e38f3d74
 _COMMON_BONDS = ('SINGLE', 'DOUBLE', 'TRIPLE', 'AROMATIC')
+_SYMBOLS = [Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(119)]  # `*` has the number 0
 
 @cache
-def _of_atom(symbol: str, charge: int, isotope: int, unpaired: int) -> frozenset[str]:
+def _of_atom(number: int, charge: int, isotope: int, unpaired: int) -> frozenset[str]:
     "The traits of a kind of atom."
+    symbol = _SYMBOLS[number]
     has = {'an atom * that stands for any other' if symbol == '*' else f'the element {symbol}'}
     if charge: has.add(f'the charge {charge:+d} on {symbol}')
     if isotope: has.add('an isotope')
@@ -31,28 +33,30 @@ def _of_atom(symbol: str, charge: int, isotope: int, unpaired: int) -> frozenset
     return frozenset(has)
 
 @cache
-def _of_bond(kind: Chem.BondType, begin: str, end: str) -> str:
+def _of_bond(kind: int, begin: int, end: int) -> str:
     "The trait of a kind of bond between two elements."
-    if kind.name not in _COMMON_BONDS: return 'a bond of a rare kind'
-    return f"the {kind.name.lower()} bond {'–'.join(sorted((begin, end)))}"
+    name = Chem.BondType.values[kind].name
+    if name not in _COMMON_BONDS: return 'a bond of a rare kind'
+    return f"the {name.lower()} bond {'–'.join(sorted((_SYMBOLS[begin], _SYMBOLS[end])))}"
 
 # %% ../../nbs/chem/09_domain.ipynb #bb3d1a6a
-_OF_ATOMS = Chem.Atom.GetFormalCharge, Chem.Atom.GetIsotope, Chem.Atom.GetNumRadicalElectrons
-_ENDS = Chem.Bond.GetBeginAtomIdx, Chem.Bond.GetEndAtomIdx
+_KIND = 'number', 'charge', 'isotope', 'radicals'  # of an atom
+
+def _traits(mol: Chem.Mol, kinds: Sequence[tuple], bonds: Sequence[tuple[int, int, int]]) -> frozenset[str]:
+    links = {(kind, kinds[begin][0], kinds[end][0]) for begin, end, kind in bonds}
+    has = {_of_bond(*link) for link in links}.union(*[_of_atom(*kind) for kind in set(kinds)])
+    if len(Chem.GetMolFrags(mol)) > 1: has.add('several fragments')
+    if sum([charge for _, charge, *_ in kinds]): has.add('a net charge')
+    return frozenset(has)
 
 def traits(
-    smiles: Molecule,   # one
-) -> frozenset[str]:    # in words: `the element Si`, `the single bond C–Si`, `a net charge`
-    "What kinds of atoms, bonds and charges a molecule has; raises `DataError` when it cannot be read."
-    mol = parse_smiles(smiles)
-    atoms, bonds = atoms_of(mol), bonds_of(mol)
-    symbols = list(map(Chem.Atom.GetSymbol, atoms))
-    kinds = set(zip(symbols, *[map(read, atoms) for read in _OF_ATOMS]))
-    links = set(zip(map(Chem.Bond.GetBondType, bonds), *[map(symbols.__getitem__, map(end, bonds)) for end in _ENDS]))
-    has = {_of_bond(*link) for link in links}.union(*[_of_atom(*kind) for kind in kinds])
-    if len(Chem.GetMolFrags(mol)) > 1: has.add('several fragments')
-    if Chem.GetFormalCharge(mol): has.add('a net charge')
-    return frozenset(has)
+    molecules: Molecules,      # n
+) -> list[frozenset[str]]:     # n, in words: `the element Si`, `the single bond C–Si`, `a net charge`
+    "What kinds of atoms, bonds and charges each has; raises `DataError` for the first one that cannot be read."
+    table = read_atoms(molecules)
+    kinds = list(zip(*[table.atoms[name].tolist() for name in _KIND]))
+    bonds = list(zip(*[table.bonds[name].tolist() for name in ('begin', 'end', 'kind')]))
+    return list(map(_traits, table, per_molecule(kinds, table.n_atoms), per_molecule(bonds, table.n_bonds)))
 
 # %% ../../nbs/chem/09_domain.ipynb #008d19b7
 _ELEMENT = 'the element '
@@ -67,7 +71,8 @@ def novelties(
     known: frozenset[str],    # the traits of all training molecules
 ) -> list[str]:               # sorted, in words; empty where nothing is new
     "The traits of a molecule that no training molecule has; of a new element, not its bonds and charges as well."
-    return _in_words(traits(smiles) - known)
+    [own] = traits([smiles])
+    return _in_words(own - known)
 
 def _in_words(new: frozenset[str]) -> list[str]:
     elements = [trait.removeprefix(_ELEMENT) for trait in new if trait.startswith(_ELEMENT)]
@@ -128,9 +133,9 @@ class _Had:
 
     @classmethod
     def of(cls, smiles: Sequence[str]) -> '_Had':
-        mols = [parse_smiles(s) for s in smiles]
-        sizes = descriptor_table(mols, SIZES)
-        return cls(frozenset().union(*map(traits, mols)), sizes.min(axis=0), sizes.max(axis=0))
+        table = read_atoms(smiles)
+        sizes = descriptor_table(table, SIZES)
+        return cls(frozenset().union(*traits(table)), sizes.min(axis=0), sizes.max(axis=0))
 
     def and_also(self, more: '_Had') -> '_Had':
         low, high = np.minimum(self.low, more.low), np.maximum(self.high, more.high)
@@ -209,13 +214,12 @@ def _and(words: Sequence[str]) -> str:
 class Domain(_Recorded):
     "What the training molecules of a model had, and how far from them is too far."
     def reasons(self,
-                smiles: Molecule,    # one, as a model sees it
+                has: frozenset[str], # the `traits` of a molecule, as a model sees it
                 sizes: np.ndarray,   # (n_sizes,) its descriptors of `SIZES`
                 near: float,         # of `similarity`
                 was_cut_out: bool,   # is it the largest of several fragments?
     ) -> list[str]:                  # in words; empty for a molecule inside
         "Every reason for which a molecule is outside."
-        has = traits(smiles)
         had = self.enough(has, sizes)
         new = _in_words(has - had.traits)
         reasons = [f'it has {_and(new)}, which no training molecule has'] if new else []

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..chem.bond_graphs import BondBatch, BondGraphs, cut_bonds, pack_bonds, Vocabulary
 from ..chem.descriptors import descriptor_table, DESCRIPTORS, kept_descriptors
 from ..chem.graphs import Batch, cut_graphs, MolecularGraphs, N_FEATURES, pack_graphs
-from ..chem.molecules import Molecule, parse_smiles
+from ..chem.molecules import AtomTable, Molecules, parse_smiles, read_atoms
 from ..errors import DataError
 from .architectures import ARCHITECTURES, make_network
 from .kaxis import filled_rows, Network, predict_batch
@@ -42,9 +42,12 @@ class _Graphs:
     def __len__(self) -> int: return len(self.smiles)
 
     @property
-    def read(self) -> tuple[Molecule, ...]:
+    def read(self) -> Molecules:
         "The molecules, as far as they were read."
-        return self.smiles if self.mols is None else self.mols
+        return self.smiles if self.mols is None else self._table
+
+    @cached_property
+    def _table(self) -> AtomTable: return read_atoms(self.mols)
 
     @cached_property
     def graphs(self) -> MolecularGraphs:
@@ -166,7 +169,8 @@ def regressor_input(
     if used is None: X = molecules.described(names)
     else:
         X = np.zeros((len(molecules), len(names)))
-        X[:, [names.index(name) for name in used]] = molecules.described(used)
+        column = {name: i for i, name in enumerate(names)}
+        X[:, [column[name] for name in used]] = molecules.described(used)
     number = info.get('pretrained')
     if number is None: return X
     return np.hstack([X, molecules.learned if number == PRETRAINED else learned_table(molecules.bonds, number)])

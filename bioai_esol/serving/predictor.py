@@ -24,7 +24,7 @@ from safetensors.torch import save
 # %% ../../nbs/serving/02_predictor.ipynb #bac3d54d
 from ..chem.columns import choose_columns, of_property, prediction_columns, Property, Reading, recorded
 from ..chem.dataset import listed
-from ..chem.domain import Domain, SIZES, told_apart
+from ..chem.domain import Domain, SIZES, told_apart, traits
 from ..chem.molecules import as_text, parse_smiles, read_and_standardise, standardise, Standardised
 from ..chem.tables import open_table, Table, TableFile
 from ..errors import BioaiError, DataError
@@ -87,18 +87,20 @@ _CARRIED = 'the model itself says {}, and training values support nothing {} {}'
 
 class _Reasons(_Taught):
     "What speaks against an answer."
-    def reasons(self, asked: _Asked, sizes: np.ndarray, near: float, spread: float) -> list[str]:
+    def reasons(self, has: frozenset[str], sizes: np.ndarray, near: float, was_cut_out: bool,
+                spread: float) -> list[str]:
         "Every reason for which a molecule is outside the domain, apart from its value."
-        reasons = self.domain.reasons(asked.mol, sizes, near, 'largest fragment' in asked.molecule.changes)
+        reasons = self.domain.reasons(has, sizes, near, was_cut_out)
         if spread > self.spread_limit:
             reasons.append(_UNSURE.format(*told_apart(spread, self.spread_limit)))
         return reasons
 
-    def all_reasons(self, asked: Sequence[_Asked], sizes: np.ndarray, near: np.ndarray, spread: np.ndarray,
+    def all_reasons(self, molecules: MoleculeSet, were_cut_out: list[bool], near: np.ndarray, spread: np.ndarray,
                     mean: np.ndarray) -> list[list[str]]:
         """The reasons of each molecule; the last, that no value in training carries what the model says. That alone
         makes it an outsider where its interval holds none that they carry."""
-        reasons = [self.reasons(*row) for row in zip(asked, sizes, near, spread)]
+        each = zip(traits(molecules.read), molecules.described(SIZES), near, were_cut_out, spread)
+        reasons = [self.reasons(*row) for row in each]
         bound = self.domain.bounded(mean)
         reach = np.nan_to_num(self.half_width(spread, np.zeros(len(mean), dtype=bool)))
         for i in np.flatnonzero(mean != bound):
@@ -120,7 +122,8 @@ class _Figures(_Reasons):
         mean, spread = self.model.predict(molecules)
         near = self.domain.similarity(molecules.read) if self.domain else np.full(len(mean), np.nan)
         reasons = [[]] * len(mean)
-        if self.domain: reasons = self.all_reasons(asked, molecules.described(SIZES), near, spread, mean)
+        were_cut_out = ['largest fragment' in a.molecule.changes for a in asked]
+        if self.domain: reasons = self.all_reasons(molecules, were_cut_out, near, spread, mean)
         outside = np.array([bool(found) for found in reasons])
         half = self.half_width(spread, outside)
         held = self.domain.bounded(mean) if self.domain else mean

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..chem.dataset import Dataset
 from ..chem.descriptors import descriptor_table
-from ..chem.domain import carried_range, Domain, SIZES
+from ..chem.domain import carried_range, Domain, SIZES, traits
 from ..chem.molecules import fingerprint, Prints
 from ..chem.graphs import merge_atoms, MolecularGraphs
 from ..chem.split import held_out_folds, Split
@@ -88,8 +88,8 @@ class _Placed(_Parts):
         domain = Domain.recorded(self.domain)
         def of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             smiles = [self.dataset.smiles[i] for i in rows]
-            each = zip(smiles, descriptor_table(smiles, SIZES), map(self._was_cut_out, rows))
-            strange = [bool(domain.reasons(s, sizes, 1., cut_out)) for s, sizes, cut_out in each]
+            each = zip(traits(smiles), descriptor_table(smiles, SIZES), map(self._was_cut_out, rows))
+            strange = [bool(domain.reasons(has, sizes, 1., cut_out)) for has, sizes, cut_out in each]
             return domain.similarity(smiles), np.array(strange, dtype=bool)
         return {part: of(getattr(self.split, part)) for part in ('val', 'test')}
     def _was_cut_out(self, row: int) -> bool:

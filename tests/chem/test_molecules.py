@@ -15,7 +15,7 @@ def esol(): return load_esol()
 
 
 @pytest.fixture(scope='module')
-def known(esol): return frozenset().union(*map(traits, esol.smiles))
+def known(esol): return frozenset().union(*traits(esol.smiles))
 
 
 def test_the_default_rule_changes_no_letter_of_esol(esol):
