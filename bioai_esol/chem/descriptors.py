@@ -177,79 +177,117 @@ def _weights(number: int, hydrogens: int) -> tuple[float, float]:
     deltas = own, inner if number > 1 else 0
     return tuple(1 / math.sqrt(delta) if delta else 0. for delta in deltas)
 
-def _neighbours(read: _Atoms) -> list[list[int]]:
-    "Of each atom, in their order; hydrogen is none and has none."
-    near = [[] for _ in read.atoms]
-    for i, j in read.ends:
-        if read.has_hydrogen and 1 in (read.numbers[i], read.numbers[j]): continue
-        near[i].append(j)
-        near[j].append(i)
-    for own in near: own.sort()
-    return near
+# %% ../../nbs/chem/06_descriptors.ipynb #420a8903
+@dataclass(frozen=True)
+class _Near:
+    "The neighbours of the atoms of a table, in their order; hydrogen is none and has none."
+    atoms: np.ndarray    # one behind the other, counted through the table
+    n: np.ndarray        # (n_atoms,) how many each has
 
-# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3da
-def _path_products(near: list[list[int]], n: Sequence[float], v: Sequence[float]) -> tuple[list, list, list]:
+    @classmethod
+    def of(cls, table: AtomTable) -> '_Near':
+        number = table.atoms['number']
+        one, other = np.hstack([table.ends, table.ends[::-1]])
+        heavy = (number[one] != 1) & (number[other] != 1)
+        one, other = one[heavy], other[heavy]
+        return cls(other[np.lexsort((other, one))], np.bincount(one, minlength=len(number)))
+
+    def of_each(self, atoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        "For the neighbours of some atoms: of which of these each is one, and the neighbour."
+        n = self.n[atoms]
+        of = np.repeat(np.arange(len(atoms)), n)
+        first = np.repeat(self.n.cumsum()[atoms] - n - (n.cumsum() - n), n)
+        return of, self.atoms[first + np.arange(len(of))]
+
+# %% ../../nbs/chem/06_descriptors.ipynb #d2cfe8fc
+_Terms = tuple[np.ndarray, np.ndarray]  # the first atom of paths, and what they give, (n_paths, 2)
+
+def _path_products(near: _Near, weights: np.ndarray) -> tuple[_Terms, _Terms, _Terms]:
     "What each path of three, of four and of five atoms a-b-c-d-e gives to Chi…n and to Chi…v."
-    three, four, five = [], [], []
-    for a in range(len(near)):
-        for b in near[a]:
-            n2, v2 = n[a] * n[b], v[a] * v[b]
-            for c in near[b]:
-                if c == a: continue
-                n3, v3 = n2 * n[c], v2 * v[c]
-                if a < c: three.append((n3, v3))
-                for d in near[c]:
-                    if d == a and a < b < c: four.append((n3, v3))  # a ring
-                    if d in (a, b): continue
-                    n4, v4 = n3 * n[d], v3 * v[d]
-                    if a < d: four.append((n4, v4))
-                    for e in near[d]:
-                        if e == c: continue
-                        if e == a:
-                            if a < min(b, c) and b < d: five.append((n4, v4))  # a ring
-                            continue
-                        is_first = c < d if e == b else a < e  # a tadpole where e is b
-                        if is_first: five.append((n4 * n[e], v4 * v[e]))
-    return three, four, five
+    of, b = near.of_each(np.arange(len(near.n)))
+    a = of
+    two = weights[a] * weights[b]
+    of, c = near.of_each(b)
+    own = c != a[of]
+    of, c = of[own], c[own]
+    a, b = a[of], b[of]
+    three = two[of] * weights[c]
+    of, d = near.of_each(c)
+    at, bt, ct, product = a[of], b[of], c[of], three[of]
+    is_ring = (d == at) & (at < bt) & (bt < ct)
+    goes_on = (d != at) & (d != bt)
+    longer = np.where(goes_on[:, None], product * weights[d], product)
+    counts = is_ring | goes_on & (at < d)
+    five = _five(near, weights, *[part[goes_on] for part in (at, bt, ct, d, longer)])
+    return (a[a < c], three[a < c]), (at[counts], longer[counts]), five
 
-# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3db
-def _apart(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    "The first of each pair, and the second."
-    return [n for n, _ in pairs], [v for _, v in pairs]
+# %% ../../nbs/chem/06_descriptors.ipynb #d54c8a33
+def _five(near: _Near, weights: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray,
+          four: np.ndarray) -> _Terms:
+    of, e = near.of_each(d)
+    a, b, c, d, four = a[of], b[of], c[of], d[of], four[of]
+    closes = e == a
+    is_ring = closes & (a < np.minimum(b, c)) & (b < d)
+    is_first = np.where(e == b, c < d, a < e)  # a tadpole where e is b
+    counts = is_ring | (e != c) & ~closes & is_first
+    return a[counts], np.where(closes[:, None], four, four * weights[e])[counts]
 
-def _kappa(n_paths: int, alpha: float, one: float, two: float) -> float:
+# %% ../../nbs/chem/06_descriptors.ipynb #f836f65a
+def _sums(terms: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:  # (n_terms,), their molecules -> (n,)
+    "Their sum for each of n molecules, added one by one as RDKit does."
+    return np.bincount(of, weights=terms, minlength=n)
+
+def _kappa(n_paths: np.ndarray, alpha: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
     size = (n_paths + alpha) * (n_paths + alpha)
-    return one * two * two / size if size else 0.
+    return np.divide(one * two * two, size, out=np.zeros(len(size)), where=size != 0)
 
-def _path_descriptors(read: _Atoms) -> list[float]:
+def _of_mols(count: Callable[[Chem.Mol], float], table: AtomTable) -> np.ndarray:
+    return np.array([count(mol) for mol in table], dtype=np.float64)
+
+def _path_descriptors(table: AtomTable) -> list[np.ndarray]:
     "`Chi2n`, `Chi2v`, `Chi3n`, `Chi3v`, `Chi4n`, `Chi4v`, `Kappa2`, `Kappa3` and `Phi`."
-    weights = list(map(_weights, read.numbers, read.hydrogens))
-    products = _path_products(_neighbours(read), *_apart(weights))
-    chis = [_total(terms) for pairs in products for terms in _apart(pairs)]
-    n = read.mol.GetNumHeavyAtoms()
-    alpha = rdMolDescriptors.CalcHallKierAlpha(read.mol)
-    kappa2 = _kappa(len(products[0]), alpha, n + alpha - 1, n + alpha - 2)
-    kappa3 = _kappa(len(products[1]), alpha, n + alpha - (1 if n % 2 else 2), n + alpha - 3)
-    return [*chis, kappa2, kappa3, rdMolDescriptors.CalcKappa1(read.mol) * kappa2 / n if n else 0.]
+    molecule = np.repeat(np.arange(len(table)), table.n_atoms)
+    weights = list(map(_weights, table.atoms['number'].tolist(), table.atoms['hydrogens'].tolist()))
+    paths = [(molecule[first], terms) for first, terms in _path_products(_Near.of(table), np.array(weights))]
+    chis = [_sums(terms[:, side], of, len(table)) for of, terms in paths for side in (0, 1)]
+    three, four = [np.bincount(of, minlength=len(table)) for of, _ in paths[:2]]
+    n, alpha, kappa1 = [_of_mols(count, table) for count in (
+        Chem.Mol.GetNumHeavyAtoms, rdMolDescriptors.CalcHallKierAlpha, rdMolDescriptors.CalcKappa1)]
+    kappa2 = _kappa(three, alpha, n + alpha - 1, n + alpha - 2)
+    kappa3 = _kappa(four, alpha, n + alpha - np.where(n % 2, 1, 2), n + alpha - 3)
+    phi = np.divide(kappa1 * kappa2, n, out=np.zeros(len(n)), where=n != 0)
+    return [*chis, kappa2, kappa3, phi]
 
-# %% ../../nbs/chem/06_descriptors.ipynb #5a10c3de
-def _balaban(read: _Atoms) -> float:
-    apart = Chem.GetDistanceMatrix(read.mol, useBO=True, useAtomWts=False, force=False, prefix='Balaban')
-    away = apart.sum(axis=0).tolist()
-    n = len(read.ends)
-    rings = n - len(away) + 1
-    if not rings + 1: return 0.
-    return n / (rings + 1) * _total([1 / math.sqrt(away[one] * away[other]) for one, other in sorted(read.ends)])
+# %% ../../nbs/chem/06_descriptors.ipynb #61170aa8
+def _distances(mol: Chem.Mol) -> np.ndarray:  # (n_atoms,)
+    "Of each atom to all others, along the bonds, shorter where these are multiple."
+    return Chem.GetDistanceMatrix(mol, useBO=True, useAtomWts=False, force=False, prefix='Balaban').sum(axis=0)
 
-def _chi_of(degrees: list[int]) -> float:
-    return _total([math.sqrt(1 / degree) for degree in degrees if degree])
+def _balaban(table: AtomTable, of: np.ndarray) -> np.ndarray:  # with the molecule of each bond -> (n_molecules,)
+    away = np.concatenate([_distances(mol) for mol in table])
+    one, other = np.sort(table.ends, axis=0)
+    order = np.lexsort((other, one))
+    terms = 1 / np.sqrt(away[one] * away[other])
+    n = table.n_bonds
+    rings = n - table.n_atoms + 1
+    share = np.divide(n, rings + 1, out=np.zeros(len(n)), where=rings + 1 != 0)
+    return share * _sums(terms[order], of[order], len(table))
 
-def _degree_descriptors(read: _Atoms) -> tuple[float, ...]:
+def _chi_of(degrees: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:  # with the molecule of each -> (n,)
+    bound = degrees > 0
+    return _sums(np.sqrt(1 / degrees[bound]), of[bound], n)
+
+# %% ../../nbs/chem/06_descriptors.ipynb #b07c27a2
+def _degree_descriptors(table: AtomTable) -> list[np.ndarray]:
     "`BalabanJ`, `Chi0`, `Chi1` and `NumValenceElectrons`."
-    bonds = [read.degrees[one] * read.degrees[other] for one, other in read.ends]
-    outer = sum([_OUTER[number] for number in read.numbers])
-    electrons = outer + sum(read.hydrogens) - sum(read.charges)
-    return _balaban(read), _chi_of(read.degrees), _chi_of(bonds), electrons
+    n = len(table)
+    of_atom, of_bond = [np.repeat(np.arange(n), count) for count in (table.n_atoms, table.n_bonds)]
+    degree = np.bincount(table.ends.ravel(), minlength=len(of_atom))
+    one, other = table.ends
+    outer = np.array(_OUTER)[table.atoms['number']]
+    electrons = totals(outer + table.atoms['hydrogens'] - table.atoms['charge'], table.n_atoms)
+    return [_balaban(table, of_bond), _chi_of(degree, of_atom, n), _chi_of(degree[one] * degree[other], of_bond, n),
+            electrons]
 
 # %% ../../nbs/chem/06_descriptors.ipynb #db7f8a4f
 _SINGLE, _DOUBLE, _TRIPLE, _AROMATIC, _DATIVE = [int(Chem.BondType.names[name]) for name in (
@@ -318,26 +356,21 @@ def _acceptors(near: _Surroundings) -> np.ndarray:  # (n_molecules,)
     accepts = np.where(near.is_aromatic, in_ring, np.where(is_nitrogen, nitrogen, oxygen))
     return totals(np.isin(near.number, (7, 8, 16)) & accepts, near.table.n_atoms)
 
-# %% ../../nbs/chem/06_descriptors.ipynb #e15736ea
-_COUNTED = dict(NumRotatableBonds=(_rotatable_bonds, rdMolDescriptors.CalcNumRotatableBonds),
-                NumHAcceptors=(_acceptors, rdMolDescriptors.CalcNumHBA))  # of all molecules, and RDKit's of one
-
+# %% ../../nbs/chem/06_descriptors.ipynb #83bffd23
 def _is_plain(table: AtomTable) -> np.ndarray:  # (n_molecules,)
     "Has a molecule no hydrogen as an atom of its own, no dative bond, and fewer bonds than RDKit counts?"
     hydrogens = totals(table.atoms['number'] == 1, table.n_atoms)
     dative = totals(table.bonds['kind'] == _DATIVE, table.n_bonds)
     return (hydrogens == 0) & (dative == 0) & (table.n_bonds < _MAX_MATCHES)
 
-def _counted(table: AtomTable, names: Sequence[str]) -> dict[str, np.ndarray]:
-    "Some of `_COUNTED`, of all molecules at once, (n_molecules,) each."
-    if not names: return {}
+def _turns_and_acceptors(table: AtomTable) -> list[np.ndarray]:
+    "`NumRotatableBonds` and `NumHAcceptors`."
     near = _Surroundings(table)
-    strange = np.flatnonzero(~_is_plain(table))
-    def count(ours: Callable[[_Surroundings], np.ndarray], theirs: Callable[[Chem.Mol], int]) -> np.ndarray:
-        counts = ours(near)
-        counts[strange] = [theirs(table.mols[i]) for i in strange]
-        return counts
-    return {name: count(*_COUNTED[name]) for name in names}
+    counts = [_rotatable_bonds(near), _acceptors(near)]
+    for i in np.flatnonzero(~_is_plain(table)):
+        counts[0][i] = rdMolDescriptors.CalcNumRotatableBonds(table.mols[i])
+        counts[1][i] = rdMolDescriptors.CalcNumHBA(table.mols[i])
+    return counts
 
 # %% ../../nbs/chem/06_descriptors.ipynb #5a10c3e1
 @dataclass(frozen=True)
@@ -474,12 +507,16 @@ def _groups_not_in(read: _Atoms, names: Sequence[str]) -> list[str]:
 _FAMILIES: dict[tuple[str, ...], Callable[[_Atoms], Sequence[float]]] = {
     ('MolLogP', 'MolMR'): _crippen,
     ('MaxPartialCharge', 'MinPartialCharge', 'MaxAbsPartialCharge', 'MinAbsPartialCharge'): _extreme_charges,
-    ('BalabanJ', 'Chi0', 'Chi1', 'NumValenceElectrons'): _degree_descriptors,
-    ('Chi2n', 'Chi2v', 'Chi3n', 'Chi3v', 'Chi4n', 'Chi4v', 'Kappa2', 'Kappa3', 'Phi'): _path_descriptors,
     tuple(name for name in DESCRIPTORS if name.startswith('BCUT2D')): _bcut,
     tuple(f'PEOE_VSA{i}' for i in range(1, 15)): lambda read: rdMolDescriptors.PEOE_VSA_(read.mol),
     tuple(f'SMR_VSA{i}' for i in range(1, 11)): lambda read: rdMolDescriptors.SMR_VSA_(read.mol),
     tuple(f'SlogP_VSA{i}' for i in range(1, 13)): lambda read: rdMolDescriptors.SlogP_VSA_(read.mol)}
+
+# %% ../../nbs/chem/06_descriptors.ipynb #d55c7e97
+_AT_ONCE: dict[tuple[str, ...], Callable[[AtomTable], list[np.ndarray]]] = {
+    ('NumRotatableBonds', 'NumHAcceptors'): _turns_and_acceptors,
+    ('BalabanJ', 'Chi0', 'Chi1', 'NumValenceElectrons'): _degree_descriptors,
+    ('Chi2n', 'Chi2v', 'Chi3n', 'Chi3v', 'Chi4n', 'Chi4v', 'Kappa2', 'Kappa3', 'Phi'): _path_descriptors}
 _GAPS = ArithmeticError, LookupError, RuntimeError, ValueError  # of these RDKit's own table makes a gap
 
 def _family(names: Sequence[str], read: _Atoms) -> list[float]:
@@ -494,6 +531,11 @@ def _value(name: str, mol: Chem.Mol) -> float:
     try: return _FUNCTIONS[name](mol)
     except _GAPS: return np.nan
 
+def _values(names: Sequence[str], mol: Chem.Mol) -> dict[str, float]:
+    try: return {name: _FUNCTIONS[name](mol) for name in names}
+    except _GAPS: return {name: _value(name, mol) for name in names}
+
+# %% ../../nbs/chem/06_descriptors.ipynb #b514ffff
 _PROBES = ('CC(=O)Oc1ccccc1C(=O)O', 'OO', 'NO', 'OC1CC2CC1C2', 'C#CO', 'OS(=O)(=O)c1ccc(N)s1', 'C[N+](C)(C)CC([O-])=O',
            'C1CC1C1CCC1', 'CC(C)(C)c1nc(Br)[nH]c1C(F)(F)P(=O)(O)O', '[Na+].[Cl-]', 'C[Si](C)(C)[Se]I',
            'CCC(=O)NCC(F)(F)F', 'CC(C)(C)OC(=S)N(C)CC#N', 'Cn1cccc1CCC(=N)SCC', 'CN(C)C=CC=O', 'c1ccncc1CS',
@@ -514,37 +556,37 @@ def _families() -> list[tuple[str, ...]]:
     return [names for names in _FAMILIES if _agree(names, [_family(names, read) for read in _each(table)])]
 
 @cache
-def _counted_names() -> list[str]:
-    "Those of `_COUNTED` that are counted here."
-    counts = _counted(read_atoms(_PROBES), list(_COUNTED))
-    return [name for name in _COUNTED if _agree([name], counts[name][:, None])]
+def _families_at_once() -> list[tuple[str, ...]]:
+    "The same, of those that are computed for all molecules at once."
+    table = read_atoms(_PROBES)
+    return [names for names, compute in _AT_ONCE.items() if _agree(names, np.column_stack(compute(table)))]
 
 # %% ../../nbs/chem/06_descriptors.ipynb #1dee2f91
 @dataclass(frozen=True)
 class _Plan:
     "How some descriptors are computed."
-    counted: list[str]               # of all molecules at once
-    families: list[tuple[str, ...]]  # together
+    at_once: list[tuple[str, ...]]   # families of `_AT_ONCE`
+    families: list[tuple[str, ...]]  # of `_FAMILIES`
     groups: list[str]                # where a molecule can have them
     alone: list[str]                 # each for itself
     has_states: bool                 # are electrotopological states among them?
 
 @lru_cache(maxsize=100)
 def _plan(names: tuple[str, ...]) -> _Plan:
-    counted = [name for name in names if name in _counted_names()]
-    families = [family for family in _families() if not set(names).isdisjoint(family)]
+    at_once, families = [[family for family in known if not set(names).isdisjoint(family)]
+                         for known in (_families_at_once(), _families())]
     groups = [name for name in names if name in _GROUPS]
-    together = {*counted, *groups}.union(*families)
+    together = set(groups).union(*at_once, *families)
     alone = [name for name in names if name not in together]
-    return _Plan(counted, families, groups, alone, any('EState' in name for name in names))
+    return _Plan(at_once, families, groups, alone, any('EState' in name for name in names))
 
 def _described(read: _Atoms, plan: _Plan) -> dict[str, float]:
-    "The descriptors of a plan that are not counted, and what else their families say."
+    "The descriptors of a plan that are not computed at once, and what else their families say."
     if plan.has_states: _keep_states(read.mol)
-    known = {name: _value(name, read.mol) for name in plan.alone}
+    known = _values(plan.alone, read.mol)
     for family in plan.families: known |= zip(family, _family(family, read), strict=True)
     absent = dict.fromkeys(_groups_not_in(read, plan.groups), 0)
-    return known | {name: _value(name, read.mol) for name in plan.groups if name not in absent} | absent
+    return known | _values([name for name in plan.groups if name not in absent], read.mol) | absent
 
 # %% ../../nbs/chem/06_descriptors.ipynb #d2563234
 _PIECE = 100  # molecules that are described at once
@@ -552,7 +594,8 @@ _PIECE = 100  # molecules that are described at once
 def _piece_of(table: AtomTable, names: list[str]) -> np.ndarray:
     plan = _plan(tuple(names))
     each = [_described(read, plan) for read in _each(table)]
-    known = _counted(table, plan.counted)
+    known = {}
+    for family in plan.at_once: known |= zip(family, _AT_ONCE[family](table), strict=True)
     for name in set(names).difference(known): known[name] = [own[name] for own in each]
     X = np.array([known[name] for name in names], dtype=np.float64).T
     if 'Ipc' in names:

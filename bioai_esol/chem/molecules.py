@@ -221,7 +221,7 @@ def apply_rule(
     "`standardise` for a molecule that was read already."
     _check_fragments(mol, written, rule)
     changes = []
-    for setting, words, step in _STEPS:
+    for setting, words, step in _STEPS if '.' in written else _STEPS[1:]:  # without a dot it is one fragment
         if getattr(rule, setting) not in (True, 'parent'): continue
         after = step(mol)
         if after is not mol: changes.append(words)
