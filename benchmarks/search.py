@@ -336,7 +336,8 @@ def page(table, histories):
         f'{k} configurations × {seeds} seeds × {epochs} epochs, trained on {histories.about["processor"]}; a search sees '
         f'{SEEN} seeds, {seeds - SEEN} judge. The means of the configurations have a standard deviation of {histories.last.mean(axis=1).std():.3f} '
         f'log10 mol/L, the seeds of one configuration {noise:.3f}. Errors in log10 mol/L, with the 95 % interval of their mean over replays of '
-        f'these same seeds; the gap is that of the picked configurations, the mean over all seeds at the last epoch, and too wide from {MAX_GAP} on.', '',
+        f'these same seeds, and the error that nine of ten replays stay below. The gap is that of the picked configurations, '
+        f'the mean over all seeds at the last epoch, and too wide from {MAX_GAP} on.', '',
         'For the price of the grid, or less:', '', table_of(header, rows[0]), '', 'For more:', '', table_of(header, rows[1]), '',
         f'The error of the best configuration is between {lucky:.4f}, the lowest mean over all {seeds} seeds, which is low by luck too, and '
         f'{without_one:.4f}, what {seeds - 1} seeds pick, judged by the one that is left. The race without a limit on the gap leaves {left[0]} '

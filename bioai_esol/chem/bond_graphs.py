@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Vocabulary', 'MATRICES', 'read_bonds', 'directed', 'Diagonal', 'Blocks', 'BondGraphs', 'pack_bonds', 'BondBatch',
-           'cut_bonds']
+           'BondOrder', 'order_bonds', 'cut_bonds']
 
 # %% ../../nbs/chem/08_bond_graphs.ipynb #872394ae
 from collections.abc import Iterator
@@ -223,10 +223,10 @@ class BondBatch(PackedBatch):
 
 # %% ../../nbs/chem/08_bond_graphs.ipynb #c529ce0b
 @dataclass(frozen=True)
-class _Epoch:
-    "Molecules in the order in which they are visited, packed; batches are slices of it."
-    x: Tensor                      # (n_atoms, f_atom)
-    xe: Tensor                     # (n_edges, f_atom + f_bond)
+class BondOrder:
+    "Molecules in the order in which they are visited, packed, still without features; batches are slices of it."
+    atoms: Tensor                  # (n_atoms,) int64, counted through the table
+    edges: Tensor                  # (n_edges,) int64, counted through the table
     y: Tensor                      # (n_molecules,)
     n_atoms: Tensor                # (n_molecules,) int64
     first_atom: Tensor             # (n_molecules + 1,) int32, of each molecule
@@ -236,32 +236,44 @@ class _Epoch:
     ones: Tensor                   # (n_atoms,) float32
     matrices: dict[str, Diagonal]  # by the names of `MATRICES`
 
-def _pack_epoch(graphs: BondGraphs, mols: Tensor) -> _Epoch:
-    n_atoms, x = graphs.n_atoms[mols], graphs.x[_atoms_of(graphs, mols)]
-    return _Epoch(x=x, xe=graphs.xe[_edges_of(graphs, mols)], y=graphs.y[mols], n_atoms=n_atoms,
-                  first_atom=range_bounds(n_atoms).int(), first_edge=range_bounds(graphs.n_edges[mols]),
-                  molecule=torch.repeat_interleave(torch.arange(len(mols)), n_atoms).int(),
-                  atom_ids=torch.arange(len(x) + 1).int(), ones=torch.ones(len(x)),
-                  matrices={name: getattr(graphs, name).take(mols) for name in MATRICES})
+    def __len__(self) -> int: return len(self.y)
+
+def order_bonds(
+    graphs: BondGraphs,          # all molecules of a table
+    mols: Tensor | BondOrder,    # (n,) those that are visited, in their order; the very same order is given back
+) -> BondOrder:
+    "What batches of these molecules have in common, whatever features a network reads."
+    return mols if isinstance(mols, BondOrder) else _order(graphs, mols)
+
+# %% ../../nbs/chem/08_bond_graphs.ipynb #285eb386
+def _order(graphs: BondGraphs, mols: Tensor) -> BondOrder:
+    n_atoms = graphs.n_atoms[mols]
+    atoms = _atoms_of(graphs, mols)
+    return BondOrder(atoms=atoms, edges=_edges_of(graphs, mols), y=graphs.y[mols], n_atoms=n_atoms,
+                     first_atom=range_bounds(n_atoms).int(), first_edge=range_bounds(graphs.n_edges[mols]),
+                     molecule=torch.repeat_interleave(torch.arange(len(mols)), n_atoms).int(),
+                     atom_ids=torch.arange(len(atoms) + 1).int(), ones=torch.ones(len(atoms)),
+                     matrices={name: getattr(graphs, name).take(mols) for name in MATRICES})
 
 # %% ../../nbs/chem/08_bond_graphs.ipynb #cfc93d08
-def _slice_epoch(epoch: _Epoch, mols: slice) -> BondBatch:
+def _slice(order: BondOrder, x: Tensor, xe: Tensor, mols: slice) -> BondBatch:
     "The molecules from `mols.start` to before `mols.stop`."
-    atoms = slice(int(epoch.first_atom[mols.start]), int(epoch.first_atom[mols.stop]))
-    edges = slice(int(epoch.first_edge[mols.start]), int(epoch.first_edge[mols.stop]))
+    atoms = slice(int(order.first_atom[mols.start]), int(order.first_atom[mols.stop]))
+    edges = slice(int(order.first_edge[mols.start]), int(order.first_edge[mols.stop]))
     n_atoms, n_mols = atoms.stop - atoms.start, mols.stop - mols.start
-    pool = slice_rows(epoch.atom_ids, epoch.ones, epoch.first_atom, mols, atoms.start, n_atoms)
-    pool_t = slice_rows(epoch.molecule, epoch.ones, epoch.atom_ids, atoms, mols.start, n_mols)
-    matrices = {name: m.submatrix(mols.start, mols.stop) for name, m in epoch.matrices.items()}
-    return BondBatch(x=epoch.x[atoms], xe=epoch.xe[edges], **matrices, pool=pool, pool_t=pool_t,
-                     sizes=epoch.n_atoms[mols].float(), y=epoch.y[mols])
+    pool = slice_rows(order.atom_ids, order.ones, order.first_atom, mols, atoms.start, n_atoms)
+    pool_t = slice_rows(order.molecule, order.ones, order.atom_ids, atoms, mols.start, n_mols)
+    matrices = {name: m.submatrix(mols.start, mols.stop) for name, m in order.matrices.items()}
+    return BondBatch(x=x[atoms], xe=xe[edges], **matrices, pool=pool, pool_t=pool_t,
+                     sizes=order.n_atoms[mols].float(), y=order.y[mols])
 
 def cut_bonds(
-    graphs: BondGraphs,      # with features: `encoded`
-    mols: Tensor,            # (n,) molecules in the order in which they are visited
-    batch_size: int,         # molecules per batch; the last may be smaller
-) -> Iterator[BondBatch]:    # ⌈n / batch_size⌉ batches
+    graphs: BondGraphs,        # with features: `encoded`
+    mols: Tensor | BondOrder,  # (n,) molecules in the order in which they are visited
+    batch_size: int,           # molecules per batch; the last may be smaller
+) -> Iterator[BondBatch]:      # ⌈n / batch_size⌉ batches
     "Batches of `mols`, in their order."
-    epoch = _pack_epoch(graphs, mols)
-    for first in range(0, len(mols), batch_size):
-        yield _slice_epoch(epoch, slice(first, min(first + batch_size, len(mols))))
+    order = order_bonds(graphs, mols)
+    x, xe = graphs.x[order.atoms], graphs.xe[order.edges]
+    for first in range(0, len(order), batch_size):
+        yield _slice(order, x, xe, slice(first, min(first + batch_size, len(order))))

@@ -187,18 +187,23 @@ def in_pieces(
     return (smiles[i:i + PIECE] for i in range(0, max(len(smiles), 1), PIECE))
 
 # %% ../../nbs/serving/02_predictor.ipynb #57e5f987
-class _Answering(_Champion):
-    "A champion that answers any number of molecules."
-    def answer(self, smiles: Sequence[str]) -> pd.DataFrame:  # n molecules -> n rows
-        "All of them together."
+class _Columns(_Champion):
+    "A champion that is asked."
+    def columns(self, smiles: Sequence[str]) -> dict[str, Sequence]:  # n molecules -> n values of each column
+        "The answers, all of them together."
         asked = [_Asked.read(s, self._figures.reading) for s in smiles]
         trust = f'no: {self.distrusted}' if self.distrusted else 'yes'
         trusted = ['' if a.error else trust for a in asked]  # nothing was said that could be trusted
         with one_thread(): columns = _answered(asked, self._figures, self.property)
-        columns |= dict(trusted=trusted, model_version=self.version)
-        names = prediction_columns(self.property)
-        table = pd.DataFrame({name: columns[name] for name in names}, index=range(len(asked)))
-        return of_property(table, self.property)
+        columns |= dict(trusted=trusted, model_version=[self.version] * len(asked))
+        return {name: columns[name] for name in prediction_columns(self.property)}
+
+# %% ../../nbs/serving/02_predictor.ipynb #3ae70835
+class _Answering(_Columns):
+    "A champion that answers any number of molecules."
+    def answer(self, smiles: Sequence[str]) -> pd.DataFrame:  # n molecules -> n rows
+        "`columns` as a table."
+        return of_property(pd.DataFrame(self.columns(smiles), index=range(len(smiles))), self.property)
 
     def answer_pieces(self,
                       pieces: Iterable[Sequence[str]],  # of molecules

@@ -53,17 +53,18 @@ class Row(NamedTuple):
     version: str   # that gave it
     kind: str      # `inside` or `outside` the applicability domain, `error`; empty of a model without a domain
 
-def _as_json(column: pd.Series) -> list:
-    "Values of which JSON has every one: it has no NaN."
-    return [None if value != value else value for value in column.tolist()]
+_Columns = dict[str, Sequence]  # of `Predictor.columns`
 
-def _rows(table: pd.DataFrame) -> list[Row]:
+def _as_json(column: Sequence) -> list:
+    "Values of which JSON has every one: it has no NaN."
+    return [None if value != value else value for value in column]
+
+def _rows(columns: _Columns) -> list[Row]:
     "The rows of a table of predictions."
-    names = table.columns.tolist()
-    cleaned = [_as_json(table[name]) for name in names]
-    kinds = table.domain.where(table.error == '', 'error').tolist()
-    texts = [json.dumps(dict(zip(names, row))) for row in zip(*cleaned)]
-    return [Row(*row) for row in zip(texts, table.model_version.tolist(), kinds)]
+    cleaned = list(map(_as_json, columns.values()))
+    kinds = ['error' if error else domain for error, domain in zip(columns['error'], columns['domain'])]
+    texts = [json.dumps(dict(zip(columns, row))) for row in zip(*cleaned)]
+    return list(map(Row, texts, columns['model_version'], kinds))
 
 # %% ../../nbs/serving/07_workers.ipynb #8aa141e8
 _STRANGE = '[He]'  # outside of what nearly every model was taught: to say so, all training molecules are looked at
@@ -86,18 +87,19 @@ class _Models:
 # %% ../../nbs/serving/07_workers.ipynb #db059770
 class _Answers(_Models):
     "What these versions say."
-    def table(self, version: str, smiles: Sequence[str]) -> pd.DataFrame:
+    def columns(self, version: str, smiles: Sequence[str]) -> _Columns:
         "What a version says; what is found wanting says so in each row."
-        answers = self.predictors[version].answer(smiles)
+        columns = self.predictors[version].columns(smiles)
         reason = self.doubts.get(version, '')
-        return answers.assign(trusted=answers.trusted.mask(answers.error == '', f'no: {reason}')) if reason else answers
+        if reason: columns['trusted'] = ['' if error else f'no: {reason}' for error in columns['error']]
+        return columns
 
-    def tables(self, route: Route, smiles: Sequence[str]) -> list[tuple[list[int], pd.DataFrame]]:
+    def parts(self, route: Route, smiles: Sequence[str]) -> list[tuple[list[int], _Columns]]:
         "What each version of a route says, with the places of its molecules."
-        if route.other is None: return [(list(range(len(smiles))), self.table(route.version, smiles))]
+        if route.other is None: return [(list(range(len(smiles))), self.columns(route.version, smiles))]
         who = [self._of(route, text) for text in smiles]
         places = {v: [i for i, its in enumerate(who) if its == v] for v in route.versions}
-        return [(at, self.table(v, [smiles[i] for i in at])) for v, at in places.items() if at]
+        return [(at, self.columns(v, [smiles[i] for i in at])) for v, at in places.items() if at]
 
     def _of(self, route: Route, text: object) -> str:
         rule = self.predictors[route.version].reading
@@ -141,12 +143,12 @@ def _follow_orders(orders: Connection, models: _Answers):
         orders.send(trouble)
 
 def _answer(models: _Answers, route: Route, smiles: Sequence[str], pipe: Connection, noting: Noting | None):
-    tables = models.tables(route, smiles)
+    parts = models.parts(route, smiles)
     rows = [None] * len(smiles)
-    for places, table in tables:
-        for place, row in zip(places, _rows(table)): rows[place] = row
+    for places, columns in parts:
+        for place, row in zip(places, _rows(columns)): rows[place] = row
     pipe.send(rows)
-    for _, table in tables if noting else []: noting.note(table)
+    for _, columns in parts if noting else []: noting.note(pd.DataFrame(columns))
 
 # %% ../../nbs/serving/07_workers.ipynb #e7a39ac1
 def _answer_questions(pipe: Connection, orders: Connection, noting: Noting | None, niceness: int):
