@@ -145,8 +145,8 @@ def _answered(asked: Sequence[_Asked], figures: _Figures, of: Property) -> dict[
     said = figures.of([asked[i] for i in where])
     columns = {name: _in_place(name, values, where, len(asked)) for name, values in said.items()}
     columns[of.column] = columns.pop('predicted')
-    columns |= dict(smiles=[as_text(a.text) for a in asked], unit=of.unit, read_as=[a.read_as for a in asked],
-                    error=[a.error for a in asked])
+    columns |= dict(smiles=[as_text(a.text) for a in asked], unit=[of.unit] * len(asked),
+                    read_as=[a.read_as for a in asked], error=[a.error for a in asked])
     if of.is_solubility: columns['solubility_mol_per_l'] = _molar(np.array(columns[of.column]))
     return columns
 

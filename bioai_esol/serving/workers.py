@@ -63,7 +63,7 @@ def _rows(columns: _Columns) -> list[Row]:
     "The rows of a table of predictions."
     cleaned = list(map(_as_json, columns.values()))
     kinds = ['error' if error else domain for error, domain in zip(columns['error'], columns['domain'])]
-    texts = [json.dumps(dict(zip(columns, row))) for row in zip(*cleaned)]
+    texts = [json.dumps(dict(zip(columns, row))) for row in zip(*cleaned, strict=True)]
     return list(map(Row, texts, columns['model_version'], kinds))
 
 # %% ../../nbs/serving/07_workers.ipynb #8aa141e8
