@@ -238,15 +238,12 @@ class BondOrder:
 
     def __len__(self) -> int: return len(self.y)
 
+# %% ../../nbs/chem/08_bond_graphs.ipynb #285eb386
 def order_bonds(
-    graphs: BondGraphs,          # all molecules of a table
-    mols: Tensor | BondOrder,    # (n,) those that are visited, in their order; the very same order is given back
+    graphs: BondGraphs,  # all molecules of a table
+    mols: Tensor,        # (n,) those that are visited, in their order
 ) -> BondOrder:
     "What batches of these molecules have in common, whatever features a network reads."
-    return mols if isinstance(mols, BondOrder) else _order(graphs, mols)
-
-# %% ../../nbs/chem/08_bond_graphs.ipynb #285eb386
-def _order(graphs: BondGraphs, mols: Tensor) -> BondOrder:
     n_atoms = graphs.n_atoms[mols]
     atoms = _atoms_of(graphs, mols)
     return BondOrder(atoms=atoms, edges=_edges_of(graphs, mols), y=graphs.y[mols], n_atoms=n_atoms,
@@ -273,7 +270,7 @@ def cut_bonds(
     batch_size: int,           # molecules per batch; the last may be smaller
 ) -> Iterator[BondBatch]:      # ⌈n / batch_size⌉ batches
     "Batches of `mols`, in their order."
-    order = order_bonds(graphs, mols)
+    order = mols if isinstance(mols, BondOrder) else order_bonds(graphs, mols)
     x, xe = graphs.x[order.atoms], graphs.xe[order.edges]
     for first in range(0, len(order), batch_size):
         yield _slice(order, x, xe, slice(first, min(first + batch_size, len(order))))

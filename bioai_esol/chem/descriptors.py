@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
-from .molecules import atoms_of, AtomTable, Molecules, per_molecule, read_atoms, totals
+from .molecules import atoms_of, AtomTable, molecule_of, Molecules, per_molecule, read_atoms, totals
 
 # %% ../../nbs/chem/06_descriptors.ipynb #7efcd0e9
 DESCRIPTORS = tuple(name for name, _ in Descriptors.descList)  # names, in the order of the columns
@@ -61,7 +61,7 @@ class _Atoms:
     degrees: list[int]      # how many atoms each is bound to
     charges: list[int]      # formal ones
     is_aromatic: list[int]  # each atom: 1 where it is
-    ends: list[tuple[int, int]]  # of each bond, the atom with the smaller number first
+    ends: list[tuple[int, int]]  # of each bond, the atoms
     orders: list[float]     # of each bond; 1.5 where it is aromatic
 
     @cached_property
@@ -85,16 +85,13 @@ def _order(kind: int) -> float:
     bond.SetBondType(Chem.BondType.values[kind])
     return bond.GetBondTypeAsDouble()
 
-def _in_order(begin: int, end: int) -> tuple[int, int]: return (begin, end) if begin < end else (end, begin)
-
 def _each(table: AtomTable) -> Iterator[_Atoms]:
     "Molecule by molecule."
-    degrees = np.bincount(table.ends.ravel(), minlength=table.n_atoms.sum())
     names = 'number', 'hydrogens', 'charge', 'is_aromatic'
     number, hydrogens, charge, is_aromatic = [table.atoms[name].tolist() for name in names]
-    ends = list(map(_in_order, table.bonds['begin'].tolist(), table.bonds['end'].tolist()))
+    ends = list(zip(table.bonds['begin'].tolist(), table.bonds['end'].tolist()))
     orders = list(map(_order, table.bonds['kind'].tolist()))
-    of_atoms = number, hydrogens, degrees.tolist(), charge, is_aromatic
+    of_atoms = number, hydrogens, table.n_near.tolist(), charge, is_aromatic
     return map(_Atoms, table.mols, *[per_molecule(own, table.n_atoms) for own in of_atoms],
                *[per_molecule(own, table.n_bonds) for own in (ends, orders)])
 
@@ -187,7 +184,7 @@ class _Near:
     @classmethod
     def of(cls, table: AtomTable) -> '_Near':
         number = table.atoms['number']
-        one, other = np.hstack([table.ends, table.ends[::-1]])
+        one, other = table.both_ways
         heavy = (number[one] != 1) & (number[other] != 1)
         one, other = one[heavy], other[heavy]
         return cls(other[np.lexsort((other, one))], np.bincount(one, minlength=len(number)))
@@ -237,16 +234,19 @@ def _sums(terms: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:  # (n_terms,
     "Their sum for each of n molecules, added one by one as RDKit does."
     return np.bincount(of, weights=terms, minlength=n)
 
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    "Of each molecule; 0 where there is no whole."
+    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole != 0)
+
 def _kappa(n_paths: np.ndarray, alpha: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    size = (n_paths + alpha) * (n_paths + alpha)
-    return np.divide(one * two * two, size, out=np.zeros(len(size)), where=size != 0)
+    return _ratio(one * two * two, (n_paths + alpha) * (n_paths + alpha))
 
 def _of_mols(count: Callable[[Chem.Mol], float], table: AtomTable) -> np.ndarray:
     return np.array([count(mol) for mol in table], dtype=np.float64)
 
 def _path_descriptors(table: AtomTable) -> list[np.ndarray]:
     "`Chi2n`, `Chi2v`, `Chi3n`, `Chi3v`, `Chi4n`, `Chi4v`, `Kappa2`, `Kappa3` and `Phi`."
-    molecule = np.repeat(np.arange(len(table)), table.n_atoms)
+    molecule = molecule_of(table.n_atoms)
     weights = list(map(_weights, table.atoms['number'].tolist(), table.atoms['hydrogens'].tolist()))
     paths = [(molecule[first], terms) for first, terms in _path_products(_Near.of(table), np.array(weights))]
     chis = [_sums(terms[:, side], of, len(table)) for of, terms in paths for side in (0, 1)]
@@ -255,8 +255,7 @@ def _path_descriptors(table: AtomTable) -> list[np.ndarray]:
         Chem.Mol.GetNumHeavyAtoms, rdMolDescriptors.CalcHallKierAlpha, rdMolDescriptors.CalcKappa1)]
     kappa2 = _kappa(three, alpha, n + alpha - 1, n + alpha - 2)
     kappa3 = _kappa(four, alpha, n + alpha - np.where(n % 2, 1, 2), n + alpha - 3)
-    phi = np.divide(kappa1 * kappa2, n, out=np.zeros(len(n)), where=n != 0)
-    return [*chis, kappa2, kappa3, phi]
+    return [*chis, kappa2, kappa3, _ratio(kappa1 * kappa2, n)]
 
 # %% ../../nbs/chem/06_descriptors.ipynb #61170aa8
 def _distances(mol: Chem.Mol) -> np.ndarray:  # (n_atoms,)
@@ -268,10 +267,8 @@ def _balaban(table: AtomTable, of: np.ndarray) -> np.ndarray:  # with the molecu
     one, other = np.sort(table.ends, axis=0)
     order = np.lexsort((other, one))
     terms = 1 / np.sqrt(away[one] * away[other])
-    n = table.n_bonds
-    rings = n - table.n_atoms + 1
-    share = np.divide(n, rings + 1, out=np.zeros(len(n)), where=rings + 1 != 0)
-    return share * _sums(terms[order], of[order], len(table))
+    rings = table.n_bonds - table.n_atoms + 1
+    return _ratio(table.n_bonds, rings + 1) * _sums(terms[order], of[order], len(table))
 
 def _chi_of(degrees: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:  # with the molecule of each -> (n,)
     bound = degrees > 0
@@ -281,8 +278,8 @@ def _chi_of(degrees: np.ndarray, of: np.ndarray, n: int) -> np.ndarray:  # with 
 def _degree_descriptors(table: AtomTable) -> list[np.ndarray]:
     "`BalabanJ`, `Chi0`, `Chi1` and `NumValenceElectrons`."
     n = len(table)
-    of_atom, of_bond = [np.repeat(np.arange(n), count) for count in (table.n_atoms, table.n_bonds)]
-    degree = np.bincount(table.ends.ravel(), minlength=len(of_atom))
+    of_atom, of_bond = molecule_of(table.n_atoms), molecule_of(table.n_bonds)
+    degree = table.n_near
     one, other = table.ends
     outer = np.array(_OUTER)[table.atoms['number']]
     electrons = totals(outer + table.atoms['hydrogens'] - table.atoms['charge'], table.n_atoms)
@@ -299,13 +296,13 @@ class _Surroundings:
     "What the atoms of a table are bound to."
     def __init__(self, table: AtomTable):
         self.table = table
-        self.one, self.other = np.hstack([table.ends, table.ends[::-1]])  # each bond in both directions
+        self.one, self.other = table.both_ways
         self.kind, self.is_in_ring = [np.tile(table.bonds[name], 2) for name in ('kind', 'is_in_ring')]
         self.number, self.hydrogens, self.charge = [table.atoms[name] for name in ('number', 'hydrogens', 'charge')]
         self.is_aromatic = table.atoms['is_aromatic'] == 1
         self.is_single = self.kind == _SINGLE
         self.may_be_single = self.is_single | (self.kind == _AROMATIC)  # a bond that no pattern writes
-        self.degree = self.count(self.kind >= 0)
+        self.degree = table.n_near
 
     def count(self, bonds: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
         "How many such bonds each atom has, (n_atoms,); of those to `others`, where these are given."
@@ -580,10 +577,15 @@ def _plan(names: tuple[str, ...]) -> _Plan:
     alone = [name for name in names if name not in together]
     return _Plan(at_once, families, groups, alone, any('EState' in name for name in names))
 
-def _described(read: _Atoms, plan: _Plan) -> dict[str, float]:
-    "The descriptors of a plan that are not computed at once, and what else their families say."
-    if plan.has_states: _keep_states(read.mol)
-    known = _values(plan.alone, read.mol)
+# %% ../../nbs/chem/06_descriptors.ipynb #78fec803
+def _alone(mol: Chem.Mol, plan: _Plan) -> dict[str, float]:
+    "The descriptors of a plan that are computed each for itself."
+    if plan.has_states: _keep_states(mol)
+    return _values(plan.alone, mol)
+
+def _together(read: _Atoms, plan: _Plan) -> dict[str, float]:
+    "What the families of a plan say, and its groups."
+    known = {}
     for family in plan.families: known |= zip(family, _family(family, read), strict=True)
     absent = dict.fromkeys(_groups_not_in(read, plan.groups), 0)
     return known | _values([name for name in plan.groups if name not in absent], read.mol) | absent
@@ -593,26 +595,28 @@ _PIECE = 100  # molecules that are described at once
 
 def _piece_of(table: AtomTable, names: list[str]) -> np.ndarray:
     plan = _plan(tuple(names))
-    each = [_described(read, plan) for read in _each(table)]
+    each = [_alone(mol, plan) for mol in table]
+    if plan.families or plan.groups: each = [own | _together(read, plan) for own, read in zip(each, _each(table))]
     known = {}
     for family in plan.at_once: known |= zip(family, _AT_ONCE[family](table), strict=True)
     for name in set(names).difference(known): known[name] = [own[name] for own in each]
-    X = np.array([known[name] for name in names], dtype=np.float64).T
+    X = np.column_stack([known[name] for name in names]).astype(np.float64)
     if 'Ipc' in names:
         column = names.index('Ipc')
         X[:, column] = np.log1p(abs(X[:, column]))
     return np.where(np.isfinite(X), X, 0.)
 
+# %% ../../nbs/chem/06_descriptors.ipynb #853439f6
 def descriptor_table(
     molecules: Molecules,                 # n
     names: Sequence[str] = DESCRIPTORS,   # of the descriptors that are wanted
     done: Callable[[int], None] = lambda n: None,  # called with a number of molecules when they are described
 ) -> np.ndarray:                          # (n, n_names) float64
     "Some of RDKit's 2D descriptors of molecules; raises `DataError` for the first one that cannot be read."
-    tables = [np.empty((0, len(names)))]
-    is_long = not isinstance(molecules, AtomTable)
-    pieces = [molecules[i:i + _PIECE] for i in range(0, len(molecules), _PIECE)] if is_long else [molecules]
-    for piece in pieces:
+    if not len(molecules) or not len(names): return np.empty((len(molecules), len(names)))
+    starts = range(0, len(molecules), _PIECE)
+    tables = []
+    for piece in [molecules] if isinstance(molecules, AtomTable) else [molecules[i:i + _PIECE] for i in starts]:
         with rdBase.BlockLogs(): tables.append(_piece_of(read_atoms(piece), list(names)))
         done(len(piece))
     return np.concatenate(tables)
@@ -661,5 +665,5 @@ def kept_descriptors(
         if file: return load_file(file)['descriptors']
     except (OSError, SafetensorError, KeyError): pass  # not there, or cut short: computed below
     with _bar(len(smiles)) as bar: table = descriptor_table(smiles, names, bar.update)
-    _write(file, save(dict(descriptors=table)))
+    _write(file, save(dict(descriptors=np.ascontiguousarray(table))))  # it writes the memory as it lies
     return table

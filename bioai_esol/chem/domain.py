@@ -198,10 +198,10 @@ class _Recorded(_Read):
         return np.clip(predicted, *self.values)
 
     def similarity(self,
-                   smiles: Sequence[Molecule],  # n
-    ) -> np.ndarray:                            # (n,) between 0 and 1
+                   molecules: Molecules,  # n
+    ) -> np.ndarray:                      # (n,) between 0 and 1
         "The largest Tanimoto similarity of each to a training molecule."
-        return similarity(smiles, self.prints)
+        return similarity(molecules, self.prints)
 
 # %% ../../nbs/chem/09_domain.ipynb #30b6cb72
 _FAR = 'no training molecule is similar enough ({}, limit {})'

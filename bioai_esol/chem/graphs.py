@@ -204,8 +204,8 @@ def pack_graphs(
     if not len(molecules): raise DataError('no molecules to featurise')
     table = read_atoms(molecules)
     features = atom_features(table)
-    n_atoms, n_bonds, ends = map(torch.from_numpy, (table.n_atoms, table.n_bonds, table.ends))
-    col, weight, degree = normalised(torch.cat([ends, ends.flip(0)], dim=1), len(features))
+    n_atoms, n_bonds, edges = map(torch.from_numpy, (table.n_atoms, table.n_bonds, table.both_ways))
+    col, weight, degree = normalised(edges, len(features))
     ax = Sparse(col.int(), weight, range_starts(degree).int(), len(features)) @ features.float()
     n_edges = n_atoms + 2 * n_bonds
     first_atom = torch.repeat_interleave(range_starts(n_atoms), n_edges)  # of the molecule that an entry is of

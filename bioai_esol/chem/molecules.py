@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_SMILES_CHARS', 'Molecule', 'Molecules', 'DEFAULT_RULE', 'AS_WRITTEN', 'divide_smiles', 'parse_smiles', 'atoms_of',
-           'bonds_of', 'as_text', 'canonical_smiles', 'read_numbers', 'AtomTable', 'per_molecule', 'totals',
-           'read_atoms', 'Standardisation', 'Standardised', 'apply_rule', 'read_and_standardise', 'standardise',
-           'fingerprint', 'Prints', 'similarity']
+           'bonds_of', 'as_text', 'canonical_smiles', 'read_numbers', 'AtomTable', 'per_molecule', 'molecule_of',
+           'totals', 'read_atoms', 'Standardisation', 'Standardised', 'apply_rule', 'read_and_standardise',
+           'standardise', 'fingerprint', 'Prints', 'similarity']
 
 # %% ../../nbs/chem/01_molecules.ipynb #093315fe
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -125,6 +125,14 @@ class AtomTable:
         first = np.repeat(self.n_atoms.cumsum() - self.n_atoms, self.n_bonds)
         return np.stack([self.bonds['begin'], self.bonds['end']]) + first
 
+    @cached_property
+    def both_ways(self) -> np.ndarray:
+        "`ends` of each bond, and then of each bond in the other direction, (2, 2·n_bonds) int64."
+        return np.hstack([self.ends, self.ends[::-1]])
+
+    @cached_property
+    def n_near(self) -> np.ndarray: return np.bincount(self.both_ways[0], minlength=self.n_atoms.sum())  # of each atom
+
 # %% ../../nbs/chem/01_molecules.ipynb #558f8a12
 def per_molecule(
     values: Sequence,       # of all atoms or of all bonds
@@ -134,12 +142,18 @@ def per_molecule(
     last = n.cumsum().tolist()
     return map(lambda start, stop: values[start:stop], [0, *last[:-1]], last)
 
+def molecule_of(
+    n: np.ndarray,       # `n_atoms` or `n_bonds`
+) -> np.ndarray:         # of all atoms or of all bonds, int64
+    "To which molecule each belongs."
+    return np.repeat(np.arange(len(n)), n)
+
 def totals(
     values: np.ndarray,  # of all atoms or of all bonds, whole numbers
     n: np.ndarray,       # `n_atoms` or `n_bonds`
 ) -> np.ndarray:         # (n_molecules,) int64
     "Their sum in each molecule."
-    return np.bincount(np.repeat(np.arange(len(n)), n), weights=values, minlength=len(n)).astype(np.int64)
+    return np.bincount(molecule_of(n), weights=values, minlength=len(n)).astype(np.int64)
 
 # %% ../../nbs/chem/01_molecules.ipynb #6de6aa23
 Molecules = Sequence[Molecule] | AtomTable
@@ -298,9 +312,9 @@ class Prints:
 
 # %% ../../nbs/chem/01_molecules.ipynb #cddbde58
 def similarity(
-    smiles: Sequence[Molecule],          # n
+    molecules: Molecules,                # n
     training: Sequence[str] | Prints,    # molecules a model was trained on: SMILES, or their fingerprints
 ) -> np.ndarray:                         # (n,) between 0 and 1
     "Largest Tanimoto similarity of each molecule to a training molecule."
     known = training if isinstance(training, Prints) else Prints.of([fingerprint(s) for s in training])
-    return np.array([known.similarities(fingerprint(s)).max() for s in smiles])
+    return np.array([known.similarities(fingerprint(s)).max() for s in molecules])

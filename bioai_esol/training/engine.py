@@ -21,7 +21,7 @@ from torch import Tensor
 from ..chem.dataset import Dataset
 from ..chem.descriptors import descriptor_table
 from ..chem.domain import carried_range, Domain, SIZES, traits
-from ..chem.molecules import fingerprint, Prints
+from ..chem.molecules import fingerprint, Prints, read_atoms
 from ..chem.graphs import merge_atoms, MolecularGraphs
 from ..chem.split import held_out_folds, Split
 from ..errors import ConfigError
@@ -87,10 +87,10 @@ class _Placed(_Parts):
         "Of each molecule of `val` and `test`: the nearest training molecule's similarity; is anything else strange?"
         domain = Domain.recorded(self.domain)
         def of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            smiles = [self.dataset.smiles[i] for i in rows]
-            each = zip(traits(smiles), descriptor_table(smiles, SIZES), map(self._was_cut_out, rows))
+            table = read_atoms([self.dataset.smiles[i] for i in rows])
+            each = zip(traits(table), descriptor_table(table, SIZES), map(self._was_cut_out, rows))
             strange = [bool(domain.reasons(has, sizes, 1., cut_out)) for has, sizes, cut_out in each]
-            return domain.similarity(smiles), np.array(strange, dtype=bool)
+            return domain.similarity(table), np.array(strange, dtype=bool)
         return {part: of(getattr(self.split, part)) for part in ('val', 'test')}
     def _was_cut_out(self, row: int) -> bool:
         return '.' in self.dataset.as_written.get(int(row), '')
