@@ -11,6 +11,7 @@ __all__ = ['Share', 'YES_COLOUR', 'NO_COLOUR', 'REQUIRED_METRICS', 'HYPERPARAMET
 
 # %% ../../nbs/registry/01_policy.ipynb #9620daac
 import html, json, math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -296,23 +297,31 @@ def _plural(n: int, what: str = 'run') -> str:
     "A number of runs in words."
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
-def _why_chosen(table: pd.DataFrame, chosen: dict, passed_over: int) -> str:
+# %% ../../nbs/registry/01_policy.ipynb #5fb812e4
+def _refused_by_rule(rules: Sequence[Sequence[Rule]]) -> str:
+    "` (refused by r2: 5, gap: 1)`: what the others did not pass; one that fails two rules is counted at both."
+    counts = Counter(rule.name for of_run in rules for rule in of_run if not rule.passed)
+    return f" (refused by {', '.join(f'{rule}: {n}' for rule, n in counts.most_common())})" if counts else ''
+
+def _why_chosen(table: pd.DataFrame, rules: Sequence[Sequence[Rule]], chosen: dict, passed_over: int) -> str:
     "The sentence about a run that was chosen."
     best_gap = _number(chosen, 'best_generalisation_gap')
     gap = f"final gap {chosen['generalisation_gap']:.3f}"
     if best_gap is not None: gap += f" ({best_gap:.3f} at its best epoch, where the retraining stops)"
     why = (f"{chosen.get('run_name')}: lowest best_val_rmse ({chosen['best_val_rmse']:.4f}) "
-           f"of {table.eligible.sum()} eligible among {_plural(len(table))}; "
+           f"of {table.eligible.sum()} eligible among {_plural(len(table))}{_refused_by_rule(rules)}; "
            f"{gap}, final val_r2 {chosen['val_r2']:.3f}")
     return why + (f"; {_plural(passed_over)} with a lower best_val_rmse did not pass" if passed_over else '')
 
 # %% ../../nbs/registry/01_policy.ipynb #5396ddc2
-def _why_chosen_over_seeds(table: pd.DataFrame, judged: Mapping, own: Mapping, passed_over: int) -> str:
+def _why_chosen_over_seeds(table: pd.DataFrame, rules: Sequence[Sequence[Rule]], judged: Mapping, own: Mapping,
+                           passed_over: int) -> str:
     "The same about a configuration, and the run that stands for it."
     why = (f"{own.get('run_name')} stands for the configuration with the lowest mean best_val_rmse "
            f"({judged['best_val_rmse']:.4f} over {judged['seeds']} seeds) of {table.eligible.sum()} eligible among "
-           f"{_plural(len(table), 'configuration')}; mean final gap {judged['generalisation_gap']:.3f}, mean final "
-           f"val_r2 {judged['val_r2']:.3f}; its own best_val_rmse {own['best_val_rmse']:.4f} is nearest to the mean")
+           f"{_plural(len(table), 'configuration')}{_refused_by_rule(rules)}; mean final gap "
+           f"{judged['generalisation_gap']:.3f}, mean final val_r2 {judged['val_r2']:.3f}; its own best_val_rmse "
+           f"{own['best_val_rmse']:.4f} is nearest to the mean")
     lower = f"; {_plural(passed_over, 'configuration')} with a lower mean did not pass"
     return why + (lower if passed_over else '')
 
@@ -327,12 +336,14 @@ def _smallest_threshold(rows: Sequence[Mapping], rules: Sequence[Sequence[Rule]]
         if gap is not None and all(rule.passed or rule.name == 'gap' for rule in of_run): gaps.append(gap)
     return math.floor(min(gaps) * 1000 + 1) / 1000 if gaps else None  # the rule is strict: the next thousandth above
 
-def _why_none(table: pd.DataFrame, threshold: float | None, what: str = 'run') -> str:
+def _why_none(table: pd.DataFrame, rules: Sequence[Sequence[Rule]], threshold: float | None,
+              what: str = 'run') -> str:
     "The sentence about a sweep of which no run passes."
     if not len(table): return 'there is no run to choose from'
     if len(table) == 1: return f"the only {what} does not pass every rule: {table.reason[0]}{_would_admit(threshold)}"
-    if threshold is not None: return f"none of {len(table)} {what}s passes every rule{_would_admit(threshold)}"
-    return f"none of {len(table)} {what}s passes every rule; the one with the lowest best_val_rmse: {table.reason[0]}"
+    none = f"none of {len(table)} {what}s passes every rule{_refused_by_rule(rules)}"
+    if threshold is not None: return none + _would_admit(threshold)
+    return f"{none}; the one with the lowest best_val_rmse: {table.reason[0]}"
 
 def _would_admit(threshold: float | None) -> str:
     return '' if threshold is None else f"; a gap threshold of {threshold:.3f} would admit one"
@@ -415,11 +426,11 @@ def _choose(entries: _Entries, policy: Policy) -> Choice:
     eligible = table[table.eligible] if len(table) else table
     if not len(eligible):
         threshold = _smallest_threshold(entries.rows, rules)
-        return Choice(table, None, _why_none(table, threshold, entries.what), threshold, floor)
+        return Choice(table, None, _why_none(table, rules, threshold, entries.what), threshold, floor)
     best, passed_over = eligible.iloc[0].to_dict(), int(eligible.index[0])
-    if not entries.own: return Choice(table, best, _why_chosen(table, best, passed_over), None, floor)
+    if not entries.own: return Choice(table, best, _why_chosen(table, rules, best, passed_over), None, floor)
     own = entries.own[best['run_id']]
-    return Choice(table, own, _why_chosen_over_seeds(table, best, own, passed_over), None, floor)
+    return Choice(table, own, _why_chosen_over_seeds(table, rules, best, own, passed_over), None, floor)
 
 # %% ../../nbs/registry/01_policy.ipynb #39b4601c
 class Candidates:

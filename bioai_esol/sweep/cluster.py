@@ -6,11 +6,12 @@
 __all__ = ['Cluster', 'CONNECT_TIMEOUT_S', 'BATCH_SYSTEMS', 'logger', 'addresses', 'connected', 'batch_system', 'ClusterCrew']
 
 # %% ../../nbs/sweep/03_cluster.ipynb #84faf593
-import asyncio, logging, multiprocessing as mp, os, shutil, socket, threading, time, uuid
+import asyncio, logging, multiprocessing as mp, os, shutil, socket, tempfile, threading, time, uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TYPE_CHECKING
 
@@ -87,22 +88,45 @@ def connected(
             for own, level in zip(loggers, before): own.setLevel(level)
 
 # %% ../../nbs/sweep/03_cluster.ipynb #f58cd413
-BATCH_SYSTEMS = dict(slurm='SLURMCluster', pbs='PBSCluster', sge='SGECluster', lsf='LSFCluster')
-_JOB = dict(cores=1, processes=1, memory='4GiB')
+@contextmanager
+def _certificates(folder: str) -> Iterator['distributed.Security']:
+    "Those of the site, or some for one sweep, in a folder that jobs reach and only its owner reads."
+    import dask.config
+    distributed = _dask()
+    if dask.config.get('distributed.comm.tls.scheduler.cert', None):
+        yield distributed.Security()
+        return
+    place = Path(folder).expanduser()
+    if not place.is_dir(): raise ConfigError(f"Dask's shared-temp-directory: there is no folder {place} here")
+    made = distributed.Security.temporary()
+    with tempfile.TemporaryDirectory(prefix='.bioai-esol-', dir=place) as own:
+        files = dict(ca_file=made.tls_ca_file, cert=made.tls_worker_cert, key=made.tls_worker_key)
+        for name, text in files.items(): Path(own, name).write_text(text)
+        of_each = {f'tls_{role}_{name}': f'{own}/{name}' for role in ('client', 'scheduler', 'worker')
+                   for name in ('cert', 'key')}
+        yield distributed.Security(require_encryption=True, tls_ca_file=f'{own}/ca_file', **of_each)
 
+# %% ../../nbs/sweep/03_cluster.ipynb #2a18a6b3
+BATCH_SYSTEMS = dict(slurm='SLURMCluster', pbs='PBSCluster', sge='SGECluster', lsf='LSFCluster')
+_JOB = dict(cores=1, processes=1, memory='4GiB')  # where the site says nothing
+
+@contextmanager
 def batch_system(
     kind: str,                 # a key of `BATCH_SYSTEMS`
     queue: str | None = None,  # where its jobs wait; the site's default when not given
-) -> 'distributed.deploy.Cluster':  # `job_script()` shows what is submitted, `scale(jobs=40)` submits it
-    "A scheduler in this process, for workers that a batch system starts; raises `ConfigError` where there is none."
+) -> Iterator['distributed.deploy.Cluster']:  # `job_script()` shows what is submitted, `scale(jobs=40)` submits it
+    "A scheduler in this process, for workers of a batch system, with TLS; raises `ConfigError` where there is none."
     if kind not in BATCH_SYSTEMS: raise ConfigError(f"no batch system {kind!r} (there are {', '.join(BATCH_SYSTEMS)})")
     _dask()
     import dask.config, dask_jobqueue
-    own = {name: value for name, value in _JOB.items() if dask.config.get(f'jobqueue.{kind}.{name}', None) is None}
+    def site(name: str, default: Any = None) -> Any: return dask.config.get(f'jobqueue.{kind}.{name}', None) or default
     jobs = getattr(dask_jobqueue, BATCH_SYSTEMS[kind])
     if not shutil.which(jobs.job_cls.submit_command):
         raise ConfigError(f"cluster={kind!r}: there is no {jobs.job_cls.submit_command} on this machine")
-    return jobs(queue=queue, **own)
+    own = {name: site(name, value) for name, value in _JOB.items()}
+    scheduler = dict(dashboard_address='127.0.0.1:0') | site('scheduler-options', {})
+    with (_certificates(site('shared-temp-directory', '~')) as security,
+          jobs(queue=queue, security=security, scheduler_options=scheduler, **own) as cluster): yield cluster
 
 # %% ../../nbs/sweep/03_cluster.ipynb #5ed22742
 def _facts(device: str) -> dict[str, str]:

@@ -2,9 +2,11 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -334,16 +336,22 @@ def test_a_batch_system(tmp_path, here, monkeypatch, undisturbed):
     done = here('sweep', '--cluster', 'slurm', cwd=tmp_path)
     assert done.returncode == 2 and 'there is no sbatch on this machine' in done.stderr
     monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv('HOME', str(tmp_path))
     with batch_system('slurm', 'short') as jobs:
         script = jobs.job_script()
+        key = Path(re.search(r'--tls-key (\S+)', script)[1])
+        assert key.exists() and stat.S_IMODE(key.parent.stat().st_mode) == 0o700 and key.parent.parent == tmp_path  # the home
+        with pytest.raises(BioaiError, match='no Dask scheduler answers at tls://'):  # to one who has no certificate
+            run_sweep(grid(), tracking_uri=fresh(tmp_path), cluster=jobs.scheduler_address)
     assert '#SBATCH -p short' in script and '#SBATCH --cpus-per-task=1' in script and '#SBATCH --mem=4G' in script
-    assert f'{sys.executable} -m distributed.cli.dask_worker tcp://' in script and '--nthreads 1' in script
+    assert f'{sys.executable} -m distributed.cli.dask_worker tls://' in script and '--nthreads 1' in script
     uri = fresh(tmp_path)
     done = here('sweep', *SETTINGS, '--cluster', 'slurm', '--queue', 'short', '--workers', '2', cwd=tmp_path)
     assert done.returncode == 0 and '16 trained' in done.stdout, done.stderr
     assert table(all_runs(uri)).equals(undisturbed) and 'worker' in all_runs(uri)
     ours = lambda: [p for p in psutil.process_iter(['cmdline', 'cwd']) if p.info['cwd'] == str(tmp_path) and 'dask_worker' in ' '.join(p.info['cmdline'])]
     wait_until(lambda: not ours(), seconds=20)
+    assert not list(tmp_path.glob('.bioai-esol-*'))
 
 
 def certificate(folder):
