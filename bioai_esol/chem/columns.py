@@ -9,7 +9,6 @@ __all__ = ['LOGS', 'LOG_MOLAR', 'SOLUBILITY', 'TARGET_HEADERS', 'LOWEST', 'HIGHE
            'header_unit', 'check_unit', 'to_log_molar']
 
 # %% ../../nbs/chem/03_columns.ipynb #650b3fa8
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from rdkit import Chem
 
 from .molecules import AS_WRITTEN, parse_smiles, Standardisation
 from .tables import Table
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, did_you_mean
 
 # %% ../../nbs/chem/03_columns.ipynb #cfccd735
 LOGS = 'logS'
@@ -206,9 +205,8 @@ def _named(table: Table, wanted: str) -> str:
     "The header that the user named; raises `DataError` with those that there are."
     header = _find(list(table.frame), wanted)
     if header: return header
-    close = difflib.get_close_matches(wanted, list(table.frame), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ''
-    raise DataError(f"{table.path}: no column {wanted!r} ({table.how}; columns: {', '.join(table.frame)}){hint}")
+    hint = did_you_mean(wanted, list(table.frame))
+    raise DataError(f"{table.path}: no column {wanted!r}{hint} ({table.how}; columns: {', '.join(table.frame)})")
 
 def _proposals(argument: str, columns: Sequence[str]) -> str:
     return ' or '.join(f"{argument}={c!r}" for c in columns[:12])

@@ -82,7 +82,7 @@ class _Taught:
         return np.where(outside, beyond, inside) * spread
 
 # %% ../../nbs/serving/02_predictor.ipynb #767f63c2
-_UNSURE = 'the model is unsure of it (spread {}, limit {})'
+_UNSURE = 'the model is unsure of it (expected error {}, limit {})'
 _CARRIED = 'the model itself says {}, and training values support nothing {} {}'
 
 class _Reasons(_Taught):
