@@ -180,7 +180,7 @@ def promoted(seen, gen, first, eta):
     return min(reached[-1], key=lambda i: seen[i, 0, -1]), spent
 
 
-def race(seen, gap, gen, max_gap=math.inf, finalists=6, seeds=SEEN, rungs=3):
+def race(seen, gap, gen, gap_threshold=math.inf, finalists=6, seeds=SEEN, rungs=3):
     "The project's own code. On all rungs but the last the seeds are drawn, and may come again on a later one."
     k, n, epochs = seen.shape
     plan = plan_rungs(k, epochs, rungs, finalists, seeds)
@@ -188,7 +188,7 @@ def race(seen, gap, gen, max_gap=math.inf, finalists=6, seeds=SEEN, rungs=3):
     def trained(places, seeds, epochs, number):
         columns = [s - before_last for s in seeds] if number == len(plan) - 1 else gen.permutation(n)[:len(seeds)]
         return Trained(seen[places][:, columns, epochs - 1], gap[places][:, columns, epochs - 1], np.zeros(len(places), bool))
-    climbs = list(climb(plan, trained, max_gap=max_gap))
+    climbs = list(climb(plan, trained, gap_threshold=gap_threshold))
     table = climbs[-1].table
     yield table.index[table.outcome == BEST][0], sum(done.trained * done.epochs for done in climbs)
 
@@ -197,7 +197,7 @@ SEARCHES = {
     'grid, one seed': grid, 'grid, two seeds': lambda *a: grid(*a, seeds=2), 'grid, four seeds': lambda *a: grid(*a, seeds=4),
     'grid, ten seeds': lambda *a: grid(*a, seeds=SEEN), 'grid, one seed, gap below 0.3': grid_below, 'random': random, 'best after one epoch': top_after_one,
     'successive halving': halving, 'Hyperband': hyperband, 'ASHA': asha, 'race, no gap limit': race,
-    'race, gap below 0.3 (the default)': lambda *a: race(*a, max_gap=MAX_GAP)}
+    'race, gap below 0.3 (the default)': lambda *a: race(*a, gap_threshold=MAX_GAP)}
 
 
 # --- Optuna's

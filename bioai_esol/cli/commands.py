@@ -51,7 +51,7 @@ def as_options(
     return re.sub(r"\b([a-z][a-z0-9_]*)=(?:True\b|…|'([^']*)'(?!:))", option, text)
 
 # %% ../../nbs/cli/02_commands.ipynb #4edb0cde
-_SETTINGS = r"(?:Grid|Policy|Reading|ServerSettings|TrainConfig): "
+_SETTINGS = r"(?:Grid|Policy|Race|Reading|ServerSettings|TrainConfig): "
 _SETTING = r"(^|; )([a-z][a-z0-9_]*)=('[^']*'|[^\s':]+): "  # at the start of each finding
 
 def _options_first(
@@ -147,19 +147,22 @@ def _cluster(args, workers: int):
         jobs.scale(jobs=workers)
         yield jobs
 
-# %% ../../nbs/cli/02_commands.ipynb #7f0c1b02
+# %% ../../nbs/cli/02_commands.ipynb #890e98d3
 def _who(args, grid, seconds: float) -> str:
     "Who trains; and how long, where that is known."
     from bioai_esol.sweep.grid import in_words
     if _is_address(args): return f"by the workers of {args.cluster}"
     return f"{_plural(grid.workers, 'worker')}: about {in_words(seconds)}"
 
+# %% ../../nbs/cli/02_commands.ipynb #7f0c1b02
 def _train_or_sweep(args) -> int:
     grid = _grid(args)
     dataset = _dataset(args)
     if args.command == 'train' and len(grid) > 1:
         _wrong_use("train takes one value per option; 'bioai-esol sweep' takes lists")
     if getattr(args, 'race', False): return _race(args, grid, dataset)
+    if getattr(args, 'gap_threshold', None):
+        _wrong_use("--gap-threshold is for --race, or for 'bioai-esol promote': it does not change what a sweep trains")
     from bioai_esol.sweep.grid import expected_seconds, preset_grid
     from bioai_esol.sweep.runner import run_sweep
     from bioai_esol.models.architectures import ARCHITECTURES
@@ -180,7 +183,7 @@ def _race(args, grid, dataset) -> int:
     from bioai_esol.errors import without_password
     from bioai_esol.sweep.race import expected_race_seconds, Race, run_race
     if 'run_tag' not in grid.model_fields_set: grid = grid.model_copy(update=dict(run_tag='race'))
-    race = Race(grid=grid)
+    race = Race(grid=grid, **({} if args.gap_threshold is None else dict(gap_threshold=args.gap_threshold)))
     plan = race.plan()
     who = _who(args, grid, expected_race_seconds(race, len(dataset)))
     with _cluster(args, grid.workers) as cluster:
@@ -192,7 +195,8 @@ def _race(args, grid, dataset) -> int:
         result = run_race(race, dataset, tracking_uri=args.tracking_uri, fresh=args.fresh, cluster=cluster)
     print(f"{result.headline} in {without_password(result.sweep.tracking_uri)}")
     print(result.leaders().to_string(index=False))
-    print(f"next: bioai-esol promote --run-tag {result.run_tag} --min-seeds {result.seeds}")
+    thresholds = ' '.join(f"--{name.replace('_', '-')} {value:g}" for name, value in result.thresholds.items())
+    print(f"next: bioai-esol promote --run-tag {result.run_tag} {thresholds}")
     return 0
 
 # %% ../../nbs/cli/02_commands.ipynb #e8ecb147

@@ -192,6 +192,8 @@ def _training_commands(command: Command):
     p.add_argument('--fresh', action='store_true', help='start over under a new run tag')
     p.add_argument('--race', action='store_true',
                    help='train all briefly, the better ones longer, and the last six with ten seeds (run tag: race)')
+    p.add_argument('--gap-threshold', metavar='X',
+                   help='with --race: a mean gap from this on ranks behind all others (default 0.3, as for promote)')
     p.add_argument('--cluster', metavar='WHERE',
                    help='train elsewhere: the address of a Dask scheduler (tcp://host:8786), or slurm, pbs, sge or '
                         'lsf, where --workers says how many jobs are submitted')

@@ -104,15 +104,15 @@ class Trained:
         return np.where(self.failed, np.nan, sums / counts)
 
 # %% ../../nbs/sweep/06_race.ipynb #e7b544bc
-def _best_first(table: pd.DataFrame, max_gap: float) -> pd.Index:
+def _best_first(table: pd.DataFrame, gap_threshold: float) -> pd.Index:
     "By error, after those whose gap is not too wide."
-    return table.assign(wide=~(table.gap < max_gap)).sort_values(['wide', 'mean']).index
+    return table.assign(wide=~(table.gap < gap_threshold)).sort_values(['wide', 'mean']).index
 
 def judge(
     trained: Trained,             # on one rung
     room: int,                    # of the next rung
     false_elimination: float,     # chance that the best of them leaves as worse, at most
-    max_gap: float = math.inf,    # mean gap that ranks before the error
+    gap_threshold: float = math.inf,  # mean gap that ranks before the error
 ) -> pd.DataFrame:                # one row per configuration: `seeds`, `mean`, `gap`, `log_evidence`, `outcome`
     "Who stays in the race."
     sound = ~trained.failed
@@ -122,7 +122,7 @@ def judge(
                               gap=trained.means(trained.gaps), log_evidence=log_e.max(axis=1)))
     accused = alarm_look(log_e, false_elimination) < np.inf
     worse = sound & accused & (table['mean'] > table['mean'].min()).to_numpy()
-    staying = _best_first(table[~(worse | trained.failed)], max_gap)[:room]
+    staying = _best_first(table[~(worse | trained.failed)], gap_threshold)[:room]
     outcomes = np.select([trained.failed, worse, table.index.isin(staying)], [FAILED, WORSE, STAYS], SET_ASIDE)
     return table.assign(outcome=outcomes)
 
@@ -155,9 +155,9 @@ def _beside(before: Trained | None, new: Trained, places: np.ndarray) -> Trained
     return Trained(wider(before.errors, new.errors), wider(before.gaps, new.gaps), failed)
 
 # %% ../../nbs/sweep/06_race.ipynb #2fa8068a
-def _with_best(table: pd.DataFrame, max_gap: float) -> pd.DataFrame:
+def _with_best(table: pd.DataFrame, gap_threshold: float) -> pd.DataFrame:
     "The same, with the one that has won."
-    first = _best_first(table[table.outcome == STAYS], max_gap)[:1]
+    first = _best_first(table[table.outcome == STAYS], gap_threshold)[:1]
     return table.assign(outcome=table.outcome.mask(table.index.isin(first), BEST))
 
 def _last_rung(entrants: np.ndarray, rung: Rung, first_seed: int, number: int, train: _Train, rules: dict) -> Climb:
@@ -172,17 +172,17 @@ def _last_rung(entrants: np.ndarray, rung: Rung, first_seed: int, number: int, t
         table = judge(trained, len(entrants), **rules)
         runs += len(left) * len(seeds)
         left = left[table.outcome[left] == STAYS]
-    return Climb(number, rung.epochs, runs, True, _with_best(table, rules['max_gap']).set_index(entrants))
+    return Climb(number, rung.epochs, runs, True, _with_best(table, rules['gap_threshold']).set_index(entrants))
 
 # %% ../../nbs/sweep/06_race.ipynb #dbf43022
 def climb(
     plan: Sequence[Rung],       # of `plan_rungs`
     train: _Train,              # what gives the figures
     false_elimination: float = .05,  # see `judge`
-    max_gap: float = math.inf,  # see `judge`
+    gap_threshold: float = math.inf,  # see `judge`
 ) -> Iterator[Climb]:           # one after the other
     "Run a race; it ends early when nobody is left."
-    rules = dict(false_elimination=false_elimination, max_gap=max_gap)
+    rules = dict(false_elimination=false_elimination, gap_threshold=gap_threshold)
     left = np.arange(plan[0].configurations)
     first_seed = 0
     for number, (rung, following) in enumerate(zip(plan, plan[1:])):
@@ -196,6 +196,8 @@ def climb(
     yield _last_rung(left, plan[-1], first_seed, len(plan) - 1, train, rules)
 
 # %% ../../nbs/sweep/06_race.ipynb #45a26693
+_GAP_THRESHOLD = .30  # that of the default policy
+
 class Race(Settings):
     """A grid, and how its configurations are raced against each other.
 
@@ -211,9 +213,9 @@ class Race(Settings):
         Of each finalist that is not worse after half of them.
     false_elimination : float, default 0.05
         How likely it may be, on each rung, that the best configuration leaves as worse.
-    max_gap : float, default 0.30
-        A configuration whose mean generalisation gap is not below it ranks behind the others: the policy of promotion
-        would not take it.
+    gap_threshold : float, default 0.30
+        A configuration whose mean generalisation gap is not below it ranks behind the others: a policy of promotion
+        with the same threshold would not take it.
 
     Raises
     ------
@@ -236,7 +238,7 @@ class Race(Settings):
     finalists: Annotated[int, Field(ge=2)] = 6
     seeds: Annotated[int, Field(ge=2)] = 10
     false_elimination: Annotated[float, Field(gt=0, lt=1)] = .05
-    max_gap: Annotated[float, Field(gt=0, allow_inf_nan=False)] = .30
+    gap_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _GAP_THRESHOLD
 
     @model_validator(mode='after')
     def _check(self) -> 'Race':
@@ -321,7 +323,8 @@ def _why(row: pd.Series, done: Climb, race: Race) -> str:
     if row.outcome == FAILED: return f"a run of it failed on rung {done.number + 1}"
     if row.outcome == WORSE: return f"{mean} {after}: worse than the others, {evidence} reaches {threshold:.3g}"
     if row.outcome == SET_ASIDE:
-        wide = '' if row.gap < race.max_gap else f", its mean gap {row.gap:.3f} is not below {race.max_gap:.3g}"
+        limit = race.gap_threshold
+        wide = '' if row.gap < limit else f", its mean gap {row.gap:.3f} is not below {limit:.3g}"
         return f"{mean} {after}: {len(done.staying)} of {len(done.table)} went on{wide}"
     if not done.is_last: return f"{mean} {after}: goes on"
     best = done.table['mean'][done.table.outcome == BEST].min()
@@ -355,18 +358,28 @@ _TOLD = ['name', 'outcome', 'seeds', 'mean', 'above_best', 'gap', 'e_value']
 @dataclass(frozen=True)
 class _Raced:
     "What became of a race."
-    run_tag: str          # of its last rung
+    race: Race            # under the run tag that it has got
     table: pd.DataFrame   # one row per configuration, best first, of `race_table`
     sweep: SweepResult    # the last one: the finalists, or some of them
     epochs: int           # of all runs together
-    grid_epochs: int      # that the grid with one seed would have taken
-    seeds: int            # that each finalist was asked to have
     seconds: float        # wall time of this call
+
+    @property
+    def run_tag(self) -> str:
+        "Of its last rung."
+        return self.race.grid.run_tag
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        "Those of a policy that judges what the race has looked for."
+        limit = {} if self.race.gap_threshold == _GAP_THRESHOLD else dict(gap_threshold=self.race.gap_threshold)
+        return dict(min_seeds=self.race.seeds) | limit
 
     @property
     def next_step(self) -> str:
         "What to type next, in Python."
-        return f"esol.promote({self.run_tag!r}, esol.Policy(min_seeds={self.seeds}))"
+        thresholds = ', '.join(f'{name}={value:g}' for name, value in self.thresholds.items())
+        return f"esol.promote({self.run_tag!r}, esol.Policy({thresholds}))"
 
 # %% ../../nbs/sweep/06_race.ipynb #a51e5316
 @dataclass(frozen=True, repr=False)
@@ -377,7 +390,7 @@ class RaceResult(_Raced):
         "The race in one line."
         counts = self.table.outcome.value_counts()
         parts = [f"{counts[o]} {o}" for o in (SET_ASIDE, WORSE, FAILED) if o in counts]
-        share = self.epochs / self.grid_epochs
+        share = self.epochs / (len(self.table) * self.race.grid.epochs)
         return (f"Race, run tag {self.run_tag!r}: {len(self.table)} configurations, "
                 f"{', '.join(parts) or 'all finalists'}; {self.epochs:,} epochs, "
                 f"{share:.0%} of the grid with one seed, in {self.seconds:.0f} s")
@@ -408,7 +421,7 @@ def _announced(done: Climb, rungs: int) -> str:
 def _record(store: Store, race: Race, done: Climb):
     "Put what was decided beside the sweep of the rung."
     table = _in_words(done, race)
-    rules = dict(false_elimination=race.false_elimination, max_gap=race.max_gap)
+    rules = dict(false_elimination=race.false_elimination, gap_threshold=race.gap_threshold)
     rows = json.loads(table.to_json(orient='records'))
     content = dict(rung=done.number + 1, epochs=done.epochs, runs=done.trained) | rules | dict(configurations=rows)
     [*_, sweep] = search(store, kind='sweep', run_tag=rung_tag(race, done.number))
@@ -419,7 +432,7 @@ def _climb(race: Race, runner: _Runner) -> list[Climb]:
     "Run the rungs, with a word and a record after each; raises `BioaiError` when nobody is left."
     plan = race.plan()
     climbs = []
-    for done in climb(plan, runner, race.false_elimination, race.max_gap):
+    for done in climb(plan, runner, race.false_elimination, race.gap_threshold):
         climbs.append(done)
         _tell(_announced(done, len(plan)))
         _record(connect(runner.tracking_uri), race, done)
@@ -491,6 +504,4 @@ def run_race(
     climbs = _climb(race, runner)
     table = race_table(climbs, race)
     epochs = sum(done.trained * done.epochs for done in climbs)
-    whole = len(race.configs()) * race.grid.epochs
-    seconds = time.perf_counter() - start
-    return RaceResult(race.grid.run_tag, table, runner.sweeps[-1], epochs, whole, race.seeds, seconds)
+    return RaceResult(race, table, runner.sweeps[-1], epochs, time.perf_counter() - start)

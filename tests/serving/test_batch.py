@@ -65,19 +65,30 @@ def test_every_row_comes_back_in_its_order(library, undisturbed, champion):
     assert after.error[some].tolist() == said.error.tolist() and (said.error != '').any()
 
 
-@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_at_three_moments_it_goes_on(library, undisturbed, with_champion, tmp_path, how):
+def worker_of(process):
+    "The number of a process that predicts for it."
+    children = subprocess.run(['ps', '-ww', '-o', 'pid=,args=', '--ppid', str(process.pid)], capture_output=True, text=True).stdout
+    return next(int(line.split()[0]) for line in children.splitlines() if 'spawn_main' in line)
+
+
+def test_killed_at_four_moments_it_goes_on(library, undisturbed, with_champion, tmp_path):
+    "By three signals; and the fourth time only a process that predicts for it."
     output = tmp_path / 'predicted.csv'
     output.write_text('what was there')
     parts = tmp_path / 'predicted.csv.parts'
-    for pieces in (1, 6, 12):
+    for pieces, how in (1, signal.SIGKILL), (5, signal.SIGTERM), (9, signal.SIGINT), (13, None):
         process = started(library, output, with_champion)
         wait_until(lambda n=pieces: parts.exists() and len(list(parts.glob('0*'))) >= n, process)
-        process.send_signal(how)
+        if how:
+            process.send_signal(how)
+        else:
+            os.kill(worker_of(process), signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
         assert process.returncode != 0 and 'Traceback' not in errors, errors
         assert output.read_text() == 'what was there'
         wait_until(lambda: not growing(parts))
+    assert process.returncode == 2 and 'a process that predicts was ended from outside' in errors
+    assert errors.count('\n') == 3, errors  # how the table was read, where it goes on, and what happened
     process = started(library, output, with_champion)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and 'goes on after ' in errors, errors
@@ -115,22 +126,6 @@ def test_another_champion_begins_anew(library, with_champion, champion, tmp_path
     other.predict_table(small, output, tell=told.append)
     assert any('begun anew' in line for line in told)
     assert set(pd.read_csv(output).model_version) == {2}
-
-
-def test_a_process_that_dies_is_one_line_and_loses_nothing(library, undisturbed, with_champion, tmp_path):
-    output = tmp_path / 'predicted.csv'
-    parts = tmp_path / 'predicted.csv.parts'
-    process = started(library, output, with_champion)
-    wait_until(lambda: parts.exists() and len(list(parts.glob('0*'))) >= 2, process)
-    workers = subprocess.run(['ps', '-ww', '-o', 'pid=,args=', '--ppid', str(process.pid)], capture_output=True, text=True).stdout
-    [pid, *_] = [int(line.split()[0]) for line in workers.splitlines() if 'spawn_main' in line]
-    os.kill(pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and errors.count('\n') == 2, errors  # how the table was read, and what happened
-    assert 'a process that predicts was ended from outside' in errors
-    process = started(library, output, with_champion)
-    process.communicate(timeout=300)
-    assert output.read_bytes() == undisturbed.read_bytes()
 
 
 def test_two_commands_do_not_write_one_file(library, with_champion, tmp_path):

@@ -52,7 +52,7 @@ def test_fewer_configurations_and_more_seeds(undisturbed):
     assert [(rung.configurations, rung.epochs) for rung in plan] == [(8, 4), (4, 8), (2, 16)] and plan[-1].seeds == 4
     assert [len(table) for table in figures(uri)] == [r.configurations * r.seeds for r in plan]
     assert len(result.table) == 8 and result.table.name.is_unique and result.table.outcome.tolist().count(BEST) == 1
-    assert result.epochs == sum(rung.cost for rung in plan) and result.grid_epochs == 8 * 16
+    assert result.epochs == sum(rung.cost for rung in plan) and f'{result.epochs / (8 * 16):.0%} of the grid' in result.headline
     assert result.table['mean'][:2].is_monotonic_increasing and result.table.seeds[:2].tolist() == [4, 4]
     assert "esol.promote('race', esol.Policy(min_seeds=4))" in repr(result) and '<table' in result._repr_html_()
 
@@ -128,22 +128,26 @@ def test_a_configuration_that_diverges_leaves(tmp_path):
 
 def test_on_the_command_line(tmp_path):
     command = [PROGRAM, 'sweep', '--race', '--hidden-dim', '8', '--batch-size', '64', '--epochs', '8']
+    wide = [*command, '--gap-threshold', '9']
     connect(fresh(tmp_path), create=True)
-    process = subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    process = subprocess.Popen(wide, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     wait_until(lambda: len(runs_table(connect(uri_of(tmp_path)), 'race.rung1')) > 0, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and 'the same command continues the sweep' in err and 'Traceback' not in err
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(wide, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'race of 27 configurations on esol (1,128 molecules)' in done.stdout and '  rung 3: 6 configurations × 10 seeds × 8 epochs' in done.stdout
-    assert done.stdout.splitlines()[-1] == 'next: bioai-esol promote --run-tag race --min-seeds 10'
+    assert done.stdout.splitlines()[-1] == 'next: bioai-esol promote --run-tag race --min-seeds 10 --gap-threshold 9'
     promoted = subprocess.run([PROGRAM, 'promote', '--run-tag', 'race', '--min-seeds', '10', '--gap-threshold', '9', '--r2-tolerance', '.99', '--allow-dirty'],
                               cwd=tmp_path, capture_output=True, text=True)
     assert promoted.returncode == 0 and 'over 10 seeds' in promoted.stdout, promoted.stdout + promoted.stderr
     for wrong, why in ((['--preset', 'accurate'], '--race and --preset'), (['--architecture', 'ridge'], 'ridge is not trained in epochs'),
-                       (['--seed', '1,2'], 'give one seed')):
+                       (['--seed', '1,2'], 'give one seed'), (['--gap-threshold', 'wide'], '--gap-threshold wide: '),
+                       (['--gap-threshold', '0'], '--gap-threshold 0')):
         refused = subprocess.run([*command, *wrong], cwd=tmp_path, capture_output=True, text=True)
         assert refused.returncode == 2 and why in refused.stderr and 'Traceback' not in refused.stderr, refused.stderr
+    refused = subprocess.run([PROGRAM, 'sweep', '--gap-threshold', '1'], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2 and '--gap-threshold is for --race' in refused.stderr
     assert esol.Race is Race
