@@ -303,13 +303,17 @@ def _refused_by_rule(rules: Sequence[Sequence[Rule]]) -> str:
     counts = Counter(rule.name for of_run in rules for rule in of_run if not rule.passed)
     return f" (refused by {', '.join(f'{rule}: {n}' for rule, n in counts.most_common())})" if counts else ''
 
+def _eligible(table: pd.DataFrame, rules: Sequence[Sequence[Rule]], what: str = 'run') -> str:
+    "`2 eligible among 5 runs (refused by r2: 2, gap: 1)`."
+    return f"{table.eligible.sum()} eligible among {_plural(len(table), what)}{_refused_by_rule(rules)}"
+
 def _why_chosen(table: pd.DataFrame, rules: Sequence[Sequence[Rule]], chosen: dict, passed_over: int) -> str:
     "The sentence about a run that was chosen."
     best_gap = _number(chosen, 'best_generalisation_gap')
     gap = f"final gap {chosen['generalisation_gap']:.3f}"
     if best_gap is not None: gap += f" ({best_gap:.3f} at its best epoch, where the retraining stops)"
     why = (f"{chosen.get('run_name')}: lowest best_val_rmse ({chosen['best_val_rmse']:.4f}) "
-           f"of {table.eligible.sum()} eligible among {_plural(len(table))}{_refused_by_rule(rules)}; "
+           f"of {_eligible(table, rules)}; "
            f"{gap}, final val_r2 {chosen['val_r2']:.3f}")
     return why + (f"; {_plural(passed_over)} with a lower best_val_rmse did not pass" if passed_over else '')
 
@@ -318,10 +322,9 @@ def _why_chosen_over_seeds(table: pd.DataFrame, rules: Sequence[Sequence[Rule]],
                            passed_over: int) -> str:
     "The same about a configuration, and the run that stands for it."
     why = (f"{own.get('run_name')} stands for the configuration with the lowest mean best_val_rmse "
-           f"({judged['best_val_rmse']:.4f} over {judged['seeds']} seeds) of {table.eligible.sum()} eligible among "
-           f"{_plural(len(table), 'configuration')}{_refused_by_rule(rules)}; mean final gap "
-           f"{judged['generalisation_gap']:.3f}, mean final val_r2 {judged['val_r2']:.3f}; its own best_val_rmse "
-           f"{own['best_val_rmse']:.4f} is nearest to the mean")
+           f"({judged['best_val_rmse']:.4f} over {judged['seeds']} seeds) of "
+           f"{_eligible(table, rules, 'configuration')}; mean final gap {judged['generalisation_gap']:.3f}, mean final "
+           f"val_r2 {judged['val_r2']:.3f}; its own best_val_rmse {own['best_val_rmse']:.4f} is nearest to the mean")
     lower = f"; {_plural(passed_over, 'configuration')} with a lower mean did not pass"
     return why + (lower if passed_over else '')
 

@@ -196,8 +196,6 @@ def climb(
     yield _last_rung(left, plan[-1], first_seed, len(plan) - 1, train, rules)
 
 # %% ../../nbs/sweep/06_race.ipynb #45a26693
-_GAP_THRESHOLD = .30  # that of the default policy
-
 class Race(Settings):
     """A grid, and how its configurations are raced against each other.
 
@@ -238,7 +236,7 @@ class Race(Settings):
     finalists: Annotated[int, Field(ge=2)] = 6
     seeds: Annotated[int, Field(ge=2)] = 10
     false_elimination: Annotated[float, Field(gt=0, lt=1)] = .05
-    gap_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _GAP_THRESHOLD
+    gap_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = .30
 
     @model_validator(mode='after')
     def _check(self) -> 'Race':
@@ -372,8 +370,7 @@ class _Raced:
     @property
     def thresholds(self) -> dict[str, float]:
         "Those of a policy that judges what the race has looked for."
-        limit = {} if self.race.gap_threshold == _GAP_THRESHOLD else dict(gap_threshold=self.race.gap_threshold)
-        return dict(min_seeds=self.race.seeds) | limit
+        return dict(min_seeds=self.race.seeds) | self.race.model_dump(include={'gap_threshold'}, exclude_defaults=True)
 
     @property
     def next_step(self) -> str:
